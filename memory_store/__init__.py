@@ -1,0 +1,78 @@
+"""The memory database for agent runtimes: a durable SQL tier behind a write-through cache.
+
+`async with MemoryStore("sqlite:///agent.db") as store: ...`; start with docs/quickstart.md.
+"""
+
+from __future__ import annotations
+
+from memory_store.cache.keeper import CacheStatus
+from memory_store.collection import Collection, Page, Parts
+from memory_store.config import Limits, Settings
+from memory_store.errors import (
+    CacheError,
+    CodecError,
+    CommitUnknownError,
+    ConfigurationError,
+    ConflictError,
+    ConstraintError,
+    DurableError,
+    DurableTimeoutError,
+    DurableUnavailableError,
+    InvalidRecordError,
+    MemoryStoreError,
+    RecordError,
+    RecordNotFoundError,
+    SchemaMismatchError,
+    StorageFullError,
+    StoreClosedError,
+)
+from memory_store.records import (
+    Embedding,
+    Episode,
+    EpisodeStatus,
+    Pattern,
+    PatternType,
+    SpatiotemporalEntry,
+    Step,
+    TaskType,
+)
+from memory_store.store import MemoryStore, Namespace, StoreStats, Transaction
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CacheError",
+    "CacheStatus",
+    "CodecError",
+    "Collection",
+    "CommitUnknownError",
+    "ConfigurationError",
+    "ConflictError",
+    "ConstraintError",
+    "DurableError",
+    "DurableTimeoutError",
+    "DurableUnavailableError",
+    "Embedding",
+    "Episode",
+    "EpisodeStatus",
+    "InvalidRecordError",
+    "Limits",
+    "MemoryStore",
+    "MemoryStoreError",
+    "Namespace",
+    "Page",
+    "Parts",
+    "Pattern",
+    "PatternType",
+    "RecordError",
+    "RecordNotFoundError",
+    "SchemaMismatchError",
+    "Settings",
+    "SpatiotemporalEntry",
+    "Step",
+    "StorageFullError",
+    "StoreClosedError",
+    "StoreStats",
+    "TaskType",
+    "Transaction",
+]

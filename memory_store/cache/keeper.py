@@ -1,0 +1,241 @@
+"""Keeps the cache over restarts: loads the saved one if it can be believed, else rebuilds; saves now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Literal
+
+from memory_store.cache.rebuild import Progress, rebuild
+from memory_store.cache.snapshot import Header, SavedEntry, Snapshot, save
+from memory_store.cache.tier import CacheTier, Fence
+from memory_store.codec import fingerprint
+from memory_store.durable.changes import HeadState
+from memory_store.durable.lane import Lane
+from memory_store.durable.reader import Key
+from memory_store.durable.schema import HEAD_REVISION
+from memory_store.errors import CacheError, ConfigurationError, MemoryStoreError
+
+__all__ = ["CacheKeeper", "CacheStatus", "version_key"]
+
+
+def version_key(own_version: str) -> str:
+    """Return what a saved cache must have been written with: cache format, record shapes, schema and the user's part."""
+    return hashlib.blake2b(f"{fingerprint()}|{HEAD_REVISION}|{own_version}".encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatus:
+    """How the cache tier is.
+
+    Args:
+        state: "ready", "loading" (a saved cache), "rebuilding" (from the durable tier) or "off" (no budget).
+        reason: why it was rebuilt last, or "".
+        entries: entries held.
+        used_bytes: memory they take, bookkeeping included.
+        max_bytes: the budget.
+        done: keys handled by the load or rebuild that runs or ran last.
+        total: keys it has to handle, as far as is known.
+        version_key: what a saved cache must match.
+        path: folder of the saved cache, None where none is kept.
+        error: what went wrong last with loading, rebuilding or saving, or "".
+    """
+
+    state: Literal["ready", "loading", "rebuilding", "off"]
+    reason: str
+    entries: int
+    used_bytes: int
+    max_bytes: int
+    done: int
+    total: int
+    version_key: str
+    path: str | None
+    error: str
+
+
+class CacheKeeper:
+    """The life of one store's cache.
+
+    Args:
+        cache: the entries.
+        scan: the lane for long reads.
+        folder: where it is saved, None for nowhere.
+        own_version: the user's part of the version key.
+        interval_s: seconds between saves; 0 for on close only.
+        head: reads the newest position now.
+    """
+
+    def __init__(
+        self,
+        cache: CacheTier,
+        scan: Lane,
+        folder: str | None,
+        own_version: str,
+        interval_s: float,
+        head: Callable[[], Awaitable[HeadState]],
+    ) -> None:
+        self._cache, self._scan, self._folder, self._head = cache, scan, folder, head
+        self._interval_s = interval_s
+        self._version_key = version_key(own_version)
+        self._state: Literal["ready", "loading", "rebuilding", "off"] = "ready" if cache.max_bytes else "off"
+        self._reason = self._error = ""
+        self._progress = Progress()
+        self._work: asyncio.Task[None] | None = None
+        self._saver: asyncio.Task[None] | None = None
+        self._saved_at = -1
+
+    def start(self, head: HeadState) -> None:
+        """Begin loading or rebuilding in the background, and saving now and then."""
+        if self._state == "off":
+            return
+        self._begin(self._load(head))
+        if self._folder is not None and self._interval_s > 0:
+            self._saver = asyncio.create_task(self._save_now_and_then(), name="memory_store cache saver")
+
+    def status(self) -> CacheStatus:
+        """Return how the cache is now."""
+        return CacheStatus(
+            state=self._state,
+            reason=self._reason,
+            entries=len(self._cache),
+            used_bytes=self._cache.used_bytes,
+            max_bytes=self._cache.max_bytes,
+            done=self._progress.done,
+            total=self._progress.total,
+            version_key=self._version_key,
+            path=self._folder,
+            error=self._error,
+        )
+
+    async def rebuild(self, reason: str = "asked for") -> None:
+        """Drop everything and fill the cache again; returns when it is filled.
+
+        Cancelling stops it; what has been filled stays and is right. A load or rebuild that runs is stopped first.
+        """
+        if self._state == "off":
+            return
+        await self._stop_work()
+        self._cache.clear()
+        self._begin(self._rebuild(reason, []))
+        await self.wait()
+
+    async def wait(self) -> None:
+        """Wait until no load or rebuild runs. If the caller is cancelled, so is the work."""
+        if self._work is not None:
+            try:
+                await asyncio.shield(self._work)
+            except asyncio.CancelledError:
+                await self._stop_work()
+                raise
+
+    async def clear(self) -> None:
+        """Drop every entry, stop a rebuild, and remove the saved cache's use by saving an empty one."""
+        await self._stop_work()
+        self._cache.clear()
+        await self.save()
+
+    async def save(self) -> None:
+        """Save the cache now. A failure is noted in the status and never raised: the durable tier has everything."""
+        if self._folder is None or self._state == "off":
+            return
+        position = self._cache.position
+        try:
+            head = await self._head()
+            # The nonce of a newer head would vouch for entries that are older: such a snapshot is not written, and the
+            # one on disk, whose position is older still, is not used either.
+            if head.position != position:
+                return
+            header = Header(self._version_key, head.store_id, head.epoch, head.position, head.nonce)
+            entries = list(self._cache.snapshot())
+            await asyncio.to_thread(save, self._folder, header, entries)
+        except MemoryStoreError as error:
+            self._error = str(error)
+        else:
+            self._saved_at = position
+
+    async def close(self) -> None:
+        """Stop the background work and save."""
+        if self._saver is not None:
+            self._saver.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._saver
+        interrupted = self._work is not None
+        await self._stop_work()
+        if not (interrupted and self._state == "loading"):  # a half-loaded cache is no reason to lose the saved one
+            await self.save()
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        self._work = asyncio.create_task(self._guard(work), name="memory_store cache filler")
+
+    async def _guard(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except MemoryStoreError as error:
+            self._error = str(error)
+        finally:
+            self._state = "ready"
+            self._work = None
+
+    async def _stop_work(self) -> None:
+        work = self._work
+        if work is not None:
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+
+    async def _save_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s)
+            if self._cache.position != self._saved_at and self._work is None:
+                await self.save()
+
+    async def _load(self, head: HeadState) -> None:
+        self._state = "loading"
+        used: list[Key] = []
+        try:
+            if self._folder is None:
+                raise CacheError("no cache is saved")
+            await self._adopt_saved(self._folder, head, used)
+        except CacheError as error:
+            await self._rebuild(str(error), used)
+
+    async def _adopt_saved(self, folder: str, head: HeadState, used: list[Key]) -> None:
+        """Load the saved cache, or raise why it cannot be used, having noted the keys it held."""
+        with self._cache.fence() as fence:
+            snapshot = await asyncio.to_thread(Snapshot, folder)
+            with snapshot:
+                reason = self._mismatch(snapshot.header, head)
+                batches = snapshot.batches()
+                while batch := await asyncio.to_thread(next, batches, None):
+                    if reason is None:
+                        self._adopt(batch, fence)
+                    elif snapshot.header.store_id == head.store_id:
+                        used.extend(Key(saved.kind, saved.namespace, saved.id) for saved in batch)
+                    await asyncio.sleep(0)
+        if reason is not None:
+            used.reverse()  # saved least recently used first
+            raise CacheError(reason)
+
+    def _adopt(self, batch: list[SavedEntry], fence: Fence) -> None:
+        for saved in batch:
+            space = self._cache.space(saved.kind, saved.namespace)
+            self._cache.adopt(space, saved.id, saved.entry, fence)
+        self._progress.done += len(batch)
+        self._progress.total = self._progress.done
+
+    def _mismatch(self, header: Header, head: HeadState) -> str | None:
+        if header.version_key != self._version_key:
+            return "the version key has changed"
+        if (header.store_id, header.epoch) != (head.store_id, head.epoch):
+            return "the saved cache belongs to another database"
+        if (header.position, header.nonce) != (head.position, head.nonce):
+            return "the database has changed since the cache was saved"
+        return None
+
+    async def _rebuild(self, reason: str, used: list[Key]) -> None:
+        self._state, self._reason = "rebuilding", reason
+        self._progress = Progress()
+        await rebuild(self._cache, self._scan, used, self._progress)

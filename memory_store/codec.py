@@ -1,0 +1,274 @@
+"""Record <-> row <-> msgpack, and the fingerprint of all shapes.
+
+A row is the list of a record's stored values in column order, without the namespace: ids and text as `str`, times as
+integer microseconds, JSON as its text, vectors as bytes. The same row is bound to SQL, kept in the change log and
+packed into the cache: positional msgpack lists measured half the decode time of maps.
+
+A cache entry is `[expires_at, as_of, row, row, ...]` behind a prefix of fixed width, so that a row can be appended and
+the header replaced without decoding the rest. No row means: known to be absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, cast
+
+import msgpack
+from sqlalchemy import JSON, Boolean, String, Text
+
+from memory_store.clock import to_us
+from memory_store.config import Limits
+from memory_store.errors import CodecError, InvalidRecordError
+from memory_store.records import RECORDS, RecordSpec
+from memory_store.records.columns import Float32Vector, UtcDateTime
+from memory_store.records.spec import R
+
+__all__ = [
+    "CODECS",
+    "ENTRY_PREFIX_BYTES",
+    "RecordCodec",
+    "append_rows",
+    "check_entry",
+    "entry_as_of",
+    "entry_expiry",
+    "fingerprint",
+    "make_entry",
+    "pack_row",
+    "read_entry",
+    "with_expiry",
+]
+
+Row = list[Any]
+
+# Format of everything packed: raise it when the meaning of stored bytes changes though no column does.
+_FORMAT = 1
+
+# array32 (0xdd) of n elements, float64 (0xcb) expiry, uint64 (0xcf) as_of; msgpack's own encodings at fixed width.
+_PREFIX = struct.Struct(">BIBdBQ")
+ENTRY_PREFIX_BYTES = _PREFIX.size
+
+
+class RecordCodec(Generic[R]):
+    """Encodes and decodes the records of one kind."""
+
+    def __init__(self, spec: RecordSpec[R]) -> None:
+        self.spec = spec
+        self._record = spec.record
+        self._encoders: list[tuple[str, Callable[[Any], Any] | None, bool]] = []
+        texts = []
+        for index, name in enumerate(spec.columns):
+            kind = spec.table.c[name].type
+            short = isinstance(kind, String) and not isinstance(kind, Text)
+            if isinstance(kind, UtcDateTime):
+                self._encoders.append((name, to_us, False))
+            elif isinstance(kind, JSON):
+                self._encoders.append((name, _dump_json, False))
+            else:
+                self._encoders.append((name, None, short))
+            if isinstance(kind, String | JSON | Float32Vector):
+                texts.append(index)
+        self._texts = tuple(texts)
+        self._json = frozenset(name for name in spec.columns if isinstance(spec.table.c[name].type, JSON))
+        self._thaw = _compile_decoder(spec)
+
+    def encode(self, record: R, limits: Limits) -> Row:
+        """Return the record's row after every limit has been checked.
+
+        Raises:
+            InvalidRecordError: a value is over its limit, or JSON was changed into something that is none.
+        """
+        row: Row = []
+        key_bytes = limits.key_bytes
+        for name, encoder, short in self._encoders:
+            value = getattr(record, name)
+            if value is not None:
+                if encoder is not None:
+                    value = self._encode_value(record, name, value, encoder, limits)
+                elif short and len(value) * 4 > key_bytes and (size := _size(value)) > key_bytes:
+                    self._refuse(record, name, size, key_bytes)
+            elif name in self._json:
+                value = "null"
+            row.append(value)
+        for name, limit_name in self.spec.field_limits:
+            value, limit = getattr(record, name), getattr(limits, limit_name)
+            if value is not None and len(value) * 4 > limit and (size := _size(value)) > limit:
+                self._refuse(record, name, size, limit)
+        if self.spec.size_limit is not None:
+            limit = getattr(limits, self.spec.size_limit)
+            size = sum(_size(row[index]) for index in self._texts if row[index] is not None)
+            if size > limit:
+                self._refuse(record, None, size, limit)
+        dimensions = getattr(record, "vector_dim", 0)
+        if dimensions > limits.embedding_dimensions:
+            self._refuse(record, "embedding", dimensions, limits.embedding_dimensions, unit="dimensions")
+        return row
+
+    def decode(self, row: Row) -> R:
+        """Return the record of a row. The row belongs to the record afterwards."""
+        return self._thaw(row)
+
+    def _encode_value(self, record: R, name: str, value: Any, encoder: Callable[[Any], Any], limits: Limits) -> Any:
+        try:
+            encoded = encoder(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRecordError(
+                f"{self.spec.kind}.{name} cannot be stored as JSON: {error}",
+                kind=self.spec.kind,
+                key=record.id,
+                field=name,
+            ) from error
+        if name in self._json and encoded.count("{") + encoded.count("[") > limits.json_depth:
+            depth = _depth(value)
+            if depth > limits.json_depth:
+                self._refuse(record, name, depth, limits.json_depth, unit="levels of nesting")
+        return encoded
+
+    def _refuse(self, record: R, name: str | None, size: int, limit: int, *, unit: str = "bytes") -> None:
+        what = f"{self.spec.kind}.{name}" if name else f"{self.spec.kind} as a whole"
+        raise InvalidRecordError(
+            f"{what} has {size:,} {unit}, the limit is {limit:,}",
+            kind=self.spec.kind,
+            key=record.id if len(record.id) <= 256 else record.id[:256],
+            field=name,
+            limit=limit,
+            size=size,
+        )
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode("utf-8"))
+    return len(value)
+
+
+_dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def _dump_json(value: Any) -> str:
+    text = _dump(value)
+    if not text.isascii():
+        text.encode("utf-8")  # a lone surrogate is a ValueError here, before anything is written
+    return text
+
+
+def _depth(value: Any) -> int:
+    deepest, level = 0, [value]
+    while level:
+        containers = [item for item in level if isinstance(item, dict | list)]
+        deepest += bool(containers)
+        level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
+    return deepest
+
+
+def _compile_decoder(spec: RecordSpec[R]) -> Callable[[Row], R]:
+    """Return a function that turns a row into a record in about 0.3 µs.
+
+    A frozen dataclass takes 1.4 µs to build, since each field goes through `object.__setattr__`. So the fields are set
+    on a twin class with the same slots and an ordinary `__init__`, and the finished object is then given the real
+    class, which CPython allows exactly when the slots agree. Times and JSON stay in the row until looked at
+    (`Record.__getattr__`).
+    """
+    names = spec.columns
+    lines, targets = [], []
+    for index, name in enumerate(names):
+        if name in spec.record._lazy:
+            targets.append("_")
+            continue
+        targets.append(f"v{index}")
+        boolean = isinstance(spec.table.c[name].type, Boolean)
+        lines.append(f" self.{name} = v{index}" + (f" if v{index} is None else v{index} == 1" if boolean else ""))
+    source = f"def __init__(self, row):\n {', '.join(targets)} = row\n self._row = row\n" + "\n".join(lines)
+    namespace: dict[str, Any] = {}
+    exec(source, namespace)  # noqa: S102 - built from our own column names, as `dataclasses` does
+    twin = type(
+        f"_{spec.record.__name__}Twin",
+        spec.record.__bases__,
+        {
+            "__slots__": spec.record.__slots__,  # type: ignore[attr-defined]
+            # Both: they share one C slot, which stays slow while either is the frozen dataclass's own.
+            "__setattr__": object.__setattr__,
+            "__delattr__": object.__delattr__,
+            "__init__": namespace["__init__"],
+        },
+    )
+    record_class = spec.record
+
+    def decode(row: Row) -> R:
+        record = twin(row)
+        record.__class__ = record_class
+        return cast("R", record)
+
+    return decode
+
+
+CODECS: dict[str, RecordCodec[Any]] = {kind: RecordCodec(spec) for kind, spec in RECORDS.items()}
+
+pack_row: Callable[[Sequence[Any]], bytes] = msgpack.packb
+
+
+def make_entry(expires_at: float, as_of: int, rows: Sequence[bytes]) -> bytes:
+    """Return the cache entry of packed rows; of none, the entry that says "absent".
+
+    Args:
+        expires_at: deadline on the monotonic clock, in seconds.
+        as_of: position at which the rows equalled the database.
+        rows: packed rows.
+    """
+    return _PREFIX.pack(0xDD, len(rows) + 2, 0xCB, expires_at, 0xCF, as_of) + b"".join(rows)
+
+
+read_entry: Callable[[bytes], list[Any]] = msgpack.unpackb
+"""Return `[expires_at, as_of, row, ...]` of an entry this process made."""
+
+
+def append_rows(entry: bytes, expires_at: float, as_of: int, rows: Sequence[bytes]) -> bytes:
+    """Return the entry with packed rows added at its end and a new header."""
+    count = _PREFIX.unpack_from(entry)[1] + len(rows)
+    return b"".join((_PREFIX.pack(0xDD, count, 0xCB, expires_at, 0xCF, as_of), entry[ENTRY_PREFIX_BYTES:], *rows))
+
+
+def entry_expiry(entry: bytes) -> float:
+    """Return the entry's deadline on the monotonic clock, in seconds."""
+    return cast("float", _PREFIX.unpack_from(entry)[3])
+
+
+def entry_as_of(entry: bytes) -> int:
+    """Return the position at which the entry equalled the database."""
+    return cast("int", _PREFIX.unpack_from(entry)[5])
+
+
+def with_expiry(entry: bytes, expires_at: float) -> bytes:
+    """Return the entry with another deadline."""
+    head = _PREFIX.unpack_from(entry)
+    return _PREFIX.pack(0xDD, head[1], 0xCB, expires_at, 0xCF, head[5]) + entry[ENTRY_PREFIX_BYTES:]
+
+
+def check_entry(kind: str, entry: bytes) -> None:
+    """Check bytes that come from a file before they may be served.
+
+    Raises:
+        CodecError: they are not an entry of this kind with rows of the kind's width and value types.
+    """
+    width = len(RECORDS[kind].columns)
+    try:
+        head = _PREFIX.unpack_from(entry)
+        if (head[0], head[2], head[4]) != (0xDD, 0xCB, 0xCF):
+            raise CodecError("cache entry has a wrong prefix", kind=kind)
+        rows = msgpack.unpackb(entry, max_ext_len=0, max_map_len=0, strict_map_key=True)[2:]
+    except (ValueError, struct.error, msgpack.UnpackException) as error:
+        raise CodecError(f"cache entry cannot be decoded: {error}", kind=kind) from error
+    for row in rows:
+        if type(row) is not list or len(row) != width or type(row[0]) is not str or type(row[1]) is not int:
+            raise CodecError(f"cache entry has a row that is no {kind}", kind=kind)
+
+
+def fingerprint() -> str:
+    """Return a digest of every kind's shape: a changed field can never be decoded as the old one."""
+    shapes = [
+        [spec.kind, spec.parent, spec.order, [[name, repr(spec.table.c[name].type)] for name in spec.columns]]
+        for spec in RECORDS.values()
+    ]
+    return hashlib.blake2b(json.dumps([_FORMAT, shapes]).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,174 @@
+"""Settings: what can be set, the defaults, and where a value comes from.
+
+Rising precedence: default, `MEMORY_STORE_<NAME>` environment variable, URL parameter (`sqlite:///agent.db?timeout_s=5`),
+keyword argument of `MemoryStore`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_type_hints
+
+from memory_store.errors import ConfigurationError
+
+__all__ = ["Limits", "Settings", "check_namespace", "resolve_settings"]
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Largest values the store accepts; a larger one is an `InvalidRecordError` before anything is written.
+
+    Args:
+        episode_bytes: one episode, all its fields together, as stored (UTF-8).
+        step_bytes: a step's `action` and `result`, each, as stored (UTF-8).
+        pattern_bytes: one pattern, all its fields together, as stored (UTF-8).
+        content_bytes: an embedding's `content`, as stored (UTF-8).
+        embedding_dimensions: numbers in one embedding.
+        json_depth: nesting of JSON values.
+        key_bytes: ids and every short, indexed text (task type, domain, tool name, spatial key, ...), in UTF-8.
+    """
+
+    episode_bytes: int = 10 * MIB
+    step_bytes: int = MIB
+    pattern_bytes: int = MIB
+    content_bytes: int = MIB
+    embedding_dimensions: int = 8192
+    json_depth: int = 64
+    key_bytes: int = 256
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if type(value) is not int or value < 1:
+                raise ConfigurationError(f"limits.{item.name} must be a positive integer, got {value!r}")
+        # json.loads recurses: past this depth a stored value could not be read back on a default interpreter.
+        if self.json_depth > 500:
+            raise ConfigurationError(f"limits.json_depth must be at most 500, got {self.json_depth}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be set on a store.
+
+    Args:
+        migrate: "auto" upgrades an older database on opening (default), "check" refuses it with `SchemaMismatchError`.
+        timeout_s: longest wait for a lock that another program holds on the database, in seconds.
+        transaction_timeout_s: longest life of one `store.transaction()`, in seconds; it is rolled back after that,
+            because it keeps every other writer waiting.
+        cache_max_bytes: memory budget of the cache tier, in bytes, bookkeeping included; 0 caches nothing.
+        cache_path: folder of the saved cache. None puts it beside the database file (`agent.db.cache/`); "" saves none.
+        cache_save_interval_s: seconds between two saves of the cache; 0 saves on close only.
+        cache_version: your own part of the version key: change it and every saved cache is rebuilt.
+        ttl_s: seconds a kind stays cached, by kind, where it differs from the kind's own default.
+        limits: the largest values accepted.
+        actor: who is written into the change log as the author of the changes.
+    """
+
+    migrate: Literal["auto", "check"] = "auto"
+    timeout_s: float = 30.0
+    transaction_timeout_s: float = 30.0
+    cache_max_bytes: int = 100 * MIB
+    cache_path: str | None = None
+    cache_save_interval_s: float = 300.0
+    cache_version: str = ""
+    ttl_s: Mapping[str, float] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    actor: str = ""
+
+    def __post_init__(self) -> None:
+        if self.migrate not in ("auto", "check"):
+            raise ConfigurationError(f'migrate must be "auto" or "check", got {self.migrate!r}')
+        for name in ("timeout_s", "transaction_timeout_s"):
+            _require_number(name, getattr(self, name), above=0)
+        for name in ("cache_max_bytes", "cache_save_interval_s"):
+            _require_number(name, getattr(self, name), least=0)
+        for kind, seconds in self.ttl_s.items():
+            _require_number(f"ttl_s[{kind!r}]", seconds, above=0)
+        if not isinstance(self.limits, Limits):
+            raise ConfigurationError(f"limits must be a memory_store.Limits, got {type(self.limits).__name__}")
+        for name in ("cache_version", "actor"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or len(value.encode("utf-8", "replace")) > 256:
+                raise ConfigurationError(f"{name} must be text of at most 256 bytes, got {value!r:.80}")
+
+
+def _require_number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value < float("inf"):
+        raise ConfigurationError(f"{name} must be a finite number, got {value!r}")
+    if above is not None and not value > above:
+        raise ConfigurationError(f"{name} must be greater than {above:g}, got {value!r}")
+    if least is not None and not value >= least:
+        raise ConfigurationError(f"{name} must be at least {least:g}, got {value!r}")
+
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
+
+
+def check_namespace(namespace: str) -> str:
+    """Return the namespace if it is one.
+
+    Raises:
+        ConfigurationError: it is not 1 to 200 characters of `A-Z a-z 0-9 . _ : / -`.
+    """
+    if not isinstance(namespace, str):
+        raise TypeError(f"namespace must be a str, got {type(namespace).__name__}")
+    if not _NAMESPACE.fullmatch(namespace):
+        raise ConfigurationError(
+            f"namespace {namespace[:80]!r} ({len(namespace)} characters) is not 1 to 200 characters of "
+            "A-Z a-z 0-9 . _ : / -",
+            namespace=namespace[:200],
+        )
+    return namespace
+
+
+def resolve_settings(url_parameters: Mapping[str, str], keywords: Mapping[str, Any]) -> Settings:
+    """Return the settings after environment, URL parameters and keywords have been applied in rising precedence.
+
+    Raises:
+        ConfigurationError: a name is unknown or a value has the wrong form; the message says where it came from.
+        TypeError: a keyword argument is unknown.
+    """
+    known = [item.name for item in fields(Settings)]
+    unknown = sorted(set(keywords) - set(known))
+    if unknown:
+        raise TypeError(f"unknown setting {unknown[0]!r}; known: {', '.join(known)}")
+    values: dict[str, Any] = {}
+    for name in known:
+        variable = f"MEMORY_STORE_{name.upper()}"
+        if variable in os.environ:
+            values[name] = _parse(name, os.environ[variable], source=f"environment variable {variable}")
+    for name, text in url_parameters.items():
+        if name not in known:
+            raise ConfigurationError(f"unknown URL parameter {name!r}; known: {', '.join(known)}")
+        values[name] = _parse(name, text, source=f"URL parameter {name}")
+    values.update(keywords)
+    return Settings(**values)
+
+
+def _parse(name: str, text: str, *, source: str) -> Any:
+    hint = get_type_hints(Settings)[name]
+    try:
+        if hint is int:
+            return int(text)
+        if hint is float:
+            return float(text)
+        if name == "limits":
+            return Limits(**_parse_object(text))
+        if name == "ttl_s":
+            return _parse_object(text)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"{source} has the wrong form: {text[:80]!r} ({error})") from error
+    return text
+
+
+def _parse_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError('expected a JSON object such as {"episode": 60}')  # noqa: TRY004 - translated by the caller
+    return value

@@ -1,0 +1,1 @@
+"""The durable tier: the SQL database, the only truth."""

@@ -1,0 +1,105 @@
+"""The change log: `head`, one row a shard, and `changes`, one row a change, written in the rows' own transaction.
+
+The log is the audit trail, the history of kinds that keep one, and the feed by which caches and other followers stay
+true. A position is one commit: every change of a group commit has the same position and an `idx` of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from sqlalchemy import BigInteger, Column, Integer, LargeBinary, PrimaryKeyConstraint, String, Table
+
+from memory_store.records.columns import METADATA, ShortText, UtcDateTime
+
+__all__ = ["CHANGES", "HEAD", "PUBLISH_LIMIT", "SHARD", "Change", "Commit", "HeadState", "new_nonce"]
+
+PUBLISH_LIMIT = 1000
+"""A commit with more changes than this invalidates caches instead of filling them: a bulk load should not push out what is
+in use. Its changes need no packed rows."""
+
+SHARD = 0
+"""The one shard of SQLite, whose writers share one lock anyway."""
+
+HEAD = Table(
+    "head",
+    METADATA,
+    Column("shard", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, nullable=False),
+    Column("nonce", BigInteger, nullable=False),
+    Column("store_id", String(32), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+)
+
+CHANGES = Table(
+    "changes",
+    METADATA,
+    Column("shard", Integer, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("idx", Integer, nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("namespace", String(200), nullable=False),
+    # NULL: every record of this kind that belongs to `parent`.
+    Column("key", ShortText()),
+    # The episode of a step, embedding or spatiotemporal entry: their caches are kept per episode, so a follower must
+    # know it even when the row itself is gone.
+    Column("parent", ShortText()),
+    Column("operation", String(16), nullable=False),
+    Column("revision", BigInteger),
+    Column("actor", String(256), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    # The commit's own random number: a position reached again after a restore has another one.
+    Column("nonce", BigInteger, nullable=False),
+    Column("image", LargeBinary),
+    PrimaryKeyConstraint("shard", "position", "idx"),
+    sqlite_with_rowid=False,
+)
+
+
+class HeadState(NamedTuple):
+    """The newest commit: its position and nonce, which database it is, and which life of it."""
+
+    position: int
+    nonce: int
+    store_id: str
+    epoch: int
+
+
+class Change(NamedTuple):
+    """One change of one record, or of all records of a parent (`key` None).
+
+    `body` is the packed new row, None after a delete, empty where it was not worth packing. `follows` says where a part stands among its parent's records:
+    True at their end, False as the first one, None unknown.
+    """
+
+    kind: str
+    namespace: str
+    key: str | None
+    parent: str | None
+    operation: str
+    revision: int | None
+    body: bytes | None = None
+    follows: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one transaction changed.
+
+    Args:
+        position: its place in the log; 0 when nothing was changed.
+        nonce: its random number.
+        changes: in the order they were made.
+    """
+
+    position: int = 0
+    nonce: int = 0
+    changes: Sequence[Change] = field(default=())
+
+
+def new_nonce() -> int:
+    """Return 63 random bits."""
+    return int.from_bytes(os.urandom(8), "big") >> 1

@@ -1,0 +1,1 @@
+"""What differs between databases; everything else is said once, with SQLAlchemy."""

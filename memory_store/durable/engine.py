@@ -1,0 +1,113 @@
+"""URL -> engine: what a URL means, and how every connection of its engine is set up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from memory_store.durable.dialects.sqlite import connection_pragmas
+from memory_store.errors import ConfigurationError, DurableUnavailableError
+
+__all__ = ["Target", "make_engine", "parse_url"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a store lives.
+
+    Args:
+        path: absolute path of the database file.
+        memory: whether it is `:memory:`: a private file that is gone when the store is closed or the process ends.
+        parameters: the URL's query parameters, which are settings of the store.
+    """
+
+    path: str
+    memory: bool
+    parameters: dict[str, str]
+
+    def placed(self) -> Target:
+        """Return a target with a real path: for `:memory:` a new private folder, made in memory where that can be.
+
+        A real file, so that the same snapshots, locks and lanes work as on disk. SQLite's own `:memory:` belongs to one
+        connection, and its shared forms make readers wait for writers.
+        """
+        if not self.memory:
+            return self
+        base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a private folder is made in it
+        return replace(self, path=str(Path(tempfile.mkdtemp(prefix="memory_store-", dir=base)) / "memory.db"))
+
+    @property
+    def url(self) -> URL:
+        """The SQLAlchemy URL of the file."""
+        return URL.create("sqlite+aiosqlite", database=self.path)
+
+    def require_folder(self) -> None:
+        """Check that the file can be there.
+
+        Raises:
+            DurableUnavailableError: its folder is missing, or it is a folder itself.
+        """
+        if not Path(self.path).parent.is_dir():
+            raise DurableUnavailableError(f"the folder {Path(self.path).parent} does not exist")
+        if Path(self.path).is_dir():
+            raise DurableUnavailableError(f"{self.path} is a folder, not a database file")
+
+    def remove_folder(self) -> None:
+        """Remove the folder of a `:memory:` store; open connections keep the file alive."""
+        if self.memory:
+            shutil.rmtree(Path(self.path).parent, ignore_errors=True)
+
+
+def parse_url(url: str | URL) -> Target:
+    """Return the target of `sqlite:///path`, `sqlite:////absolute/path`, `sqlite:///:memory:` or `sqlite+aiosqlite:...`.
+
+    Raises:
+        ConfigurationError: the URL is malformed, or names a database or driver that is not supported.
+    """
+    if not isinstance(url, str | URL):
+        raise TypeError(f"url must be a str or sqlalchemy URL, got {type(url).__name__}")
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise ConfigurationError(f"not a database URL: {str(url)[:80]!r}; try sqlite:///agent.db") from error
+    backend, _, driver = parsed.drivername.partition("+")
+    if backend != "sqlite":
+        raise ConfigurationError(f"database {backend!r} is not supported; use sqlite:///path")
+    if driver not in ("", "aiosqlite"):
+        raise ConfigurationError(f"driver {driver!r} is not supported; use sqlite:///path or sqlite+aiosqlite:///path")
+    if parsed.host or parsed.username or parsed.password or parsed.port:
+        raise ConfigurationError(
+            f"a SQLite URL has no host or user: {parsed.render_as_string()!r:.120}; "
+            "three slashes for a relative path (sqlite:///agent.db), four for an absolute one"
+        )
+    parameters = {name: value if isinstance(value, str) else value[-1] for name, value in parsed.query.items()}
+    if parsed.database in (None, "", ":memory:"):
+        return Target(":memory:", True, parameters)
+    if "\0" in parsed.database or parsed.database.startswith("file:"):
+        raise ConfigurationError(f"not a plain path: {parsed.database!r:.120}")
+    return Target(str(Path(parsed.database).absolute()), False, parameters)
+
+
+def make_engine(target: Target, timeout_s: float) -> AsyncEngine:
+    """Return the engine; each of its connections waits `timeout_s` for locks and has the store's pragmas."""
+    # isolation_level None: the driver never begins a transaction by itself, so every BEGIN is ours and IMMEDIATE.
+    engine = create_async_engine(
+        target.url, poolclass=NullPool, connect_args={"isolation_level": None, "timeout": timeout_s}
+    )
+    pragmas = connection_pragmas(timeout_s, durable=not target.memory)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        connection.run_async(lambda driver: driver.executescript(pragmas))
+
+    return engine

@@ -1,0 +1,102 @@
+"""A lane: one kept connection of the engine, and whole functions run on that connection's own thread.
+
+SQLAlchemy's async engine makes one thread hop (30 to 140 µs) for every driver call; a lane makes one for a whole batch.
+This file is the only place that reaches into aiosqlite: `Connection._tx` is the queue its thread reads, `_conn` the
+sqlite3 connection. `tests/unit/test_lane.py` pins both against the installed version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import aiosqlite
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import StaticPool
+
+from memory_store.durable.dialects.sqlite import translate
+
+__all__ = ["Lane"]
+
+T = TypeVar("T")
+
+
+class _Borrowed:
+    """The lane's connection as SQLAlchemy may use it: it reads, but a transaction on it is not its to end."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def commit(self) -> None:
+        pass
+
+    def rollback(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Lane:
+    """Runs functions one after another on one connection's thread."""
+
+    def __init__(self, connection: Any, driver: aiosqlite.Connection, loop: asyncio.AbstractEventLoop) -> None:
+        self._pooled, self._driver, self._loop = connection, driver, loop
+        self._sqlite = driver._conn
+        self._core: Engine | None = None
+
+    @classmethod
+    async def open(cls, engine: AsyncEngine) -> Lane:
+        """Take a connection from the engine and keep it."""
+        try:
+            connection = await engine.raw_connection()
+        except Exception as error:
+            raise translate(error) from error
+        driver = connection.driver_connection
+        assert isinstance(driver, aiosqlite.Connection)
+        return cls(connection, driver, asyncio.get_running_loop())
+
+    def submit(self, function: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """Queue `function(connection)` and return its future.
+
+        The function runs to its end even when the future is cancelled; what it raises is the future's exception, as the
+        driver raised it.
+        """
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._driver._tx.put_nowait((future, partial(function, self._sqlite)))
+        return future
+
+    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `function(connection)` and return its result, its driver errors translated.
+
+        A cancelled caller does not wait; the function still runs to its end.
+        """
+        try:
+            return await self.submit(function)
+        except Exception as error:
+            raise translate(error) from error
+
+    async def run_core(self, function: Callable[[Connection], T]) -> T:
+        """Run `function` with a SQLAlchemy Core connection over this lane's connection, in the same single hop."""
+
+        def work(connection: sqlite3.Connection) -> T:
+            if self._core is None:
+                borrowed = _Borrowed(connection)
+                self._core = create_engine("sqlite://", creator=lambda: borrowed, poolclass=StaticPool)
+            with self._core.connect() as core:
+                return function(core)
+
+        return await self.run(work)
+
+    async def close(self) -> None:
+        """Wait for what is queued, then close the connection."""
+        self._core = None
+        await self._driver.close()
+        self._pooled.detach()

@@ -1,0 +1,164 @@
+"""Filters, orders and pages: SQLAlchemy expressions over a kind's table, kept inside one namespace."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+from sqlalchemy import Column, Select, and_, false, func, literal, or_, select, type_coerce
+from sqlalchemy.sql.elements import ColumnElement, Grouping, UnaryExpression
+from sqlalchemy.sql.operators import asc_op, desc_op
+from sqlalchemy.types import NullType
+
+from memory_store.codec import Row
+from memory_store.durable.statements import raw_columns
+from memory_store.errors import ConfigurationError
+from memory_store.records import RecordSpec
+
+__all__ = ["Order", "count_statement", "cursor_after", "page_statement", "parse_order"]
+
+
+class Order(NamedTuple):
+    """One part of an order: an expression and its direction."""
+
+    expression: ColumnElement[Any]
+    descending: bool
+
+
+def parse_order(spec: RecordSpec[Any], order_by: Any) -> tuple[Order, ...]:
+    """Return the order with the id as the last part, which makes it total, so that a page ends at one exact place.
+
+    Args:
+        spec: the kind.
+        order_by: None (by id, which is by time for ids the store made), one expression, or several; `.desc()` allowed.
+
+    Raises:
+        TypeError: a part is no column expression.
+        ConfigurationError: a part reads another table.
+    """
+    parts = () if order_by is None else order_by if isinstance(order_by, list | tuple) else (order_by,)
+    orders = []
+    for part in parts:
+        descending = isinstance(part, UnaryExpression) and part.modifier is desc_op
+        if isinstance(part, UnaryExpression) and part.modifier in (desc_op, asc_op):
+            part = part.element
+        orders.append(Order(_own_expression(spec, part, "order_by"), descending))
+    last = orders[-1].descending if orders else False
+    return (*orders, Order(spec.table.c.id, last))
+
+
+def _own_expression(spec: RecordSpec[Any], expression: Any, name: str) -> ColumnElement[Any]:
+    if not isinstance(expression, ColumnElement):
+        raise TypeError(
+            f"{name} must be an expression over {spec.record.__name__}.c, such as {spec.record.__name__}.c.id == ..., "
+            f"got {type(expression).__name__}"
+        )
+    for source in expression._from_objects:
+        if source is not spec.table:
+            raise ConfigurationError(f"{name} of {spec.kind} reads {source}; it may only read {spec.table.name}")
+    return expression
+
+
+def _within(spec: RecordSpec[Any], namespace: str, where: Any) -> ColumnElement[bool]:
+    inside = spec.table.c.namespace == namespace
+    if where is None:
+        return inside
+    # Grouped: whatever the expression renders as, an OR in it cannot reach past the namespace.
+    return and_(inside, Grouping(_own_expression(spec, where, "where")))
+
+
+def page_statement(
+    spec: RecordSpec[Any],
+    namespace: str,
+    where: Any,
+    orders: Sequence[Order],
+    limit: int,
+    cursor: str | None,
+) -> Select[Any]:
+    """Return the statement of one page: the row's columns, then the value of each part of the order.
+
+    A page continues by value, not by offset: it costs the same wherever it starts, and rows that come or go meanwhile
+    are neither repeated nor skipped.
+    """
+    conditions = [_within(spec, namespace, where)]
+    if cursor is not None:
+        conditions.append(_after(orders, _read_cursor(spec, orders, cursor)))
+    return (
+        select(*raw_columns(spec), *(_raw(order.expression).label(f"order_{i}") for i, order in enumerate(orders)))
+        .where(*conditions)
+        # NULL sorts before all values in SQLite; said, so that every database and `_after` agree.
+        .order_by(
+            *(o.expression.desc().nulls_last() if o.descending else o.expression.asc().nulls_first() for o in orders)
+        )
+        .limit(limit)
+    )
+
+
+def count_statement(spec: RecordSpec[Any], namespace: str, where: Any) -> Select[Any]:
+    """Return the statement that counts."""
+    return select(func.count()).select_from(spec.table).where(_within(spec, namespace, where))
+
+
+def _raw(expression: ColumnElement[Any]) -> ColumnElement[Any]:
+    return type_coerce(expression, NullType())  # the stored value, untouched by its type
+
+
+def _after(orders: Sequence[Order], values: Sequence[Any]) -> ColumnElement[bool]:
+    """Return the condition of standing after these values: later in the first part, or equal in it and later in the rest."""
+    (first, descending), rest = orders[0], orders[1:]
+    expression = _raw(first)
+    open_end = descending and not (isinstance(first, Column) and not first.nullable)  # NULL comes last then
+    bound: ColumnElement[bool] | None = None
+    ways: list[ColumnElement[bool]] = []
+    if values[0] is None:
+        same = expression.is_(None)
+        if not descending:
+            ways.append(expression.is_not(None))
+    else:
+        value = literal(values[0], NullType())
+        same = expression == value
+        ways.append(expression < value if descending else expression > value)
+        if open_end:
+            ways.append(expression.is_(None))
+        else:  # a range for the index, which an OR alone is not
+            bound = expression <= value if descending else expression >= value
+    if rest:
+        ways.append(and_(same, _after(rest, values[1:])))
+    condition = or_(false(), *ways)
+    return condition if bound is None else and_(bound, condition)
+
+
+def cursor_after(orders: Sequence[Order], row: Sequence[Any]) -> str:
+    """Return the cursor of the page that follows this result row."""
+    values = list(row[len(row) - len(orders) :])
+    return base64.urlsafe_b64encode(msgpack.packb([_order_digest(orders), values])).decode().rstrip("=")
+
+
+def _read_cursor(spec: RecordSpec[Any], orders: Sequence[Order], cursor: str) -> list[Any]:
+    try:
+        if not isinstance(cursor, str):
+            raise TypeError(f"cursor must be the text of a page's cursor, got {type(cursor).__name__}")
+        packed = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        digest, values = msgpack.unpackb(packed, max_ext_len=0)
+    except (ValueError, binascii.Error, msgpack.UnpackException) as error:
+        raise ConfigurationError(f"not a cursor of a page of {spec.kind}: {cursor!r:.80}") from error
+    if digest != _order_digest(orders) or not isinstance(values, list) or len(values) != len(orders):
+        raise ConfigurationError(f"the cursor belongs to another kind or order: {cursor!r:.80}")
+    return values
+
+
+def _order_digest(orders: Sequence[Order]) -> bytes:
+    # Rendering an expression takes 100 µs and most orders are plain columns, whose name says as much.
+    text = ";".join(
+        f"{o.expression.key if isinstance(o.expression, Column) else o.expression} {o.descending}" for o in orders
+    )
+    return hashlib.blake2b(text.encode(), digest_size=6).digest()
+
+
+def row_of(spec: RecordSpec[Any], result: Sequence[Any]) -> Row:
+    """Return the record's row of a page's result row."""
+    return list(result[: len(spec.columns)])

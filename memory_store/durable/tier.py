@@ -1,0 +1,114 @@
+"""The durable tier of one database: its lanes, its writer and its reader, opened and closed together."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from memory_store.config import Settings
+from memory_store.durable import schema
+from memory_store.durable.changes import Commit, HeadState
+from memory_store.durable.checkpoint import Checkpointer
+from memory_store.durable.dialects.sqlite import translate
+from memory_store.durable.engine import Target, make_engine
+from memory_store.durable.lane import Lane
+from memory_store.durable.lock import FileLock
+from memory_store.durable.reader import Reader, read_head
+from memory_store.durable.writer import Writer
+from memory_store.errors import SchemaMismatchError
+
+__all__ = ["Durable"]
+
+
+class Durable:
+    """Three kept connections of one engine, each with its own thread.
+
+    `writer` commits, `reader` answers point reads, `scan` runs everything that may take long (lists, counts, rebuilds), so
+    that a long scan never stands in front of a point read. More readers measured slower: they fight for the interpreter.
+    """
+
+    target: Target
+    head: HeadState
+    """The newest commit when the store was opened."""
+
+    writer: Writer
+    reader: Reader
+    scan: Lane
+
+    def __init__(self, target: Target, settings: Settings, publish: Callable[[Commit], None]) -> None:
+        self.target, self._settings, self._publish = target, settings, publish
+        self._resources = AsyncExitStack()
+
+    async def open(self) -> None:
+        """Connect, create or upgrade the schema as the settings say, and start the lanes.
+
+        Raises:
+            DurableUnavailableError: the file cannot be opened.
+            SchemaMismatchError: the database is newer, or older and `migrate="check"`, or no memory store.
+        """
+        self.target = self.target.placed()
+        async with AsyncExitStack() as resources:
+            resources.callback(self.target.remove_folder)
+            self.target.require_folder()
+            if not Path(self.target.path).exists() or Path(self.target.path).stat().st_size == 0:
+                await self._upgrade(None)
+            engine = make_engine(self.target, self._settings.timeout_s)
+            resources.push_async_callback(engine.dispose)
+            try:
+                await self._start(engine, resources)
+            except SchemaMismatchError as error:
+                if error.found is None or self._settings.migrate == "check":
+                    raise
+                await self._upgrade(error.found)
+                await self._start(engine, resources)
+            self._resources = resources.pop_all()
+        # The connections keep a private file alive; without a name, it is gone however the process ends.
+        self.target.remove_folder()
+
+    async def _upgrade(self, found: str | None) -> None:
+        if self._settings.migrate == "check":
+            schema.check(found, self.target)
+        # In a thread: DDL, Alembic's import and waiting for another process would block the event loop.
+        await asyncio.to_thread(schema.upgrade, self.target, self._settings.timeout_s)
+
+    async def _start(self, engine: AsyncEngine, resources: AsyncExitStack) -> None:
+        async with AsyncExitStack() as opened:
+            lanes = []
+            for _ in range(3):
+                lane = await Lane.open(engine)
+                opened.push_async_callback(lane.close)
+                lanes.append(lane)
+            write, read, scan = lanes
+            self.head = await write.run(partial(_inspect, target=self.target))
+            lock = FileLock(schema.lock_path(self.target.path), self._settings.timeout_s)
+            opened.callback(lock.close)
+            for lane in (read, scan):
+                await lane.run(read_head)  # touches the file, which a private store is about to unlink
+            checkpointer = Checkpointer(self.target.path, lock)
+            self.checkpointer = checkpointer
+            self.writer = Writer(write, lock, checkpointer, self._settings.actor, self._publish)
+            self.reader, self.scan = Reader(read), scan
+            resources.push_async_callback(opened.pop_all().aclose)
+
+    async def close(self) -> None:
+        """Finish what is queued and close every connection."""
+        try:
+            await self.writer.drain()
+        finally:
+            await self._resources.aclose()
+
+
+def _inspect(connection: sqlite3.Connection, target: Target) -> HeadState:
+    try:
+        found = schema.read_revision(connection)
+        if found != schema.HEAD_REVISION:
+            raise SchemaMismatchError("", found=found, expected=schema.HEAD_REVISION)
+        return read_head(connection)
+    except sqlite3.Error as error:
+        raise translate(error) from error

@@ -1,0 +1,190 @@
+"""Every error the library raises on purpose.
+
+MemoryStoreError
+├── ConfigurationError              a wrong URL, setting, namespace or use
+│   └── StoreClosedError            the store is closed, or belongs to another event loop or process
+├── RecordError
+│   ├── RecordNotFoundError         the record (or the episode it belongs to) does not exist
+│   ├── ConflictError               the record has changed, or its place is taken
+│   └── InvalidRecordError          a value breaks a rule or a limit; nothing was written
+├── CodecError                      stored bytes or lines that cannot be decoded
+├── DurableError
+│   ├── DurableUnavailableError     the database cannot be reached, opened or written
+│   ├── DurableTimeoutError         another program holds the database longer than `timeout_s`
+│   ├── CommitUnknownError          the commit may or may not have happened
+│   ├── SchemaMismatchError         the database is at another revision than this library
+│   ├── ConstraintError             the database refused the rows
+│   └── StorageFullError            no space left; nothing was written
+└── CacheError                      the cache tier failed; the durable tier is not affected
+
+`retryable` says whether the same call can be made again without risk of doing its work twice.
+A programmer's mistake (a wrong argument type, a wrong method) stays a `TypeError`.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CacheError",
+    "CodecError",
+    "CommitUnknownError",
+    "ConfigurationError",
+    "ConflictError",
+    "ConstraintError",
+    "DurableError",
+    "DurableTimeoutError",
+    "DurableUnavailableError",
+    "InvalidRecordError",
+    "MemoryStoreError",
+    "RecordError",
+    "RecordNotFoundError",
+    "SchemaMismatchError",
+    "StorageFullError",
+    "StoreClosedError",
+]
+
+
+class MemoryStoreError(Exception):
+    """Base of every error of this library.
+
+    Attributes:
+        kind: kind of the record concerned, or None.
+        namespace: namespace concerned, or None.
+        key: id of the record concerned, or None.
+        tier: "durable", "cache" or None.
+        retryable: whether the same call can be repeated safely.
+    """
+
+    tier: str | None = None
+    retryable: bool = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: str | None = None,
+        namespace: str | None = None,
+        key: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.namespace = namespace
+        self.key = key
+
+
+class ConfigurationError(MemoryStoreError):
+    """A URL, setting, namespace or use of the store is wrong."""
+
+
+class StoreClosedError(ConfigurationError):
+    """The store is closed, was never opened, or belongs to another event loop or process."""
+
+
+class RecordError(MemoryStoreError):
+    """Something is wrong with one record."""
+
+
+class RecordNotFoundError(RecordError):
+    """The record, or the episode it belongs to, does not exist. Nothing was written."""
+
+
+class ConflictError(RecordError):
+    """Somebody changed the record first, or its place is taken. Nothing was written.
+
+    Attributes:
+        expected: revision the caller expected, or None.
+        actual: revision that is stored, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: str | None = None,
+        namespace: str | None = None,
+        key: str | None = None,
+        expected: int | None = None,
+        actual: int | None = None,
+    ) -> None:
+        super().__init__(message, kind=kind, namespace=namespace, key=key)
+        self.expected = expected
+        self.actual = actual
+
+
+class InvalidRecordError(RecordError):
+    """A value breaks a rule or a limit. Nothing was written.
+
+    Attributes:
+        field: name of the field, or None when the record as a whole is meant.
+        limit: the limit that was broken (bytes, dimensions, depth), or None.
+        size: the value's size in the limit's unit, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: str | None = None,
+        namespace: str | None = None,
+        key: str | None = None,
+        field: str | None = None,
+        limit: int | None = None,
+        size: int | None = None,
+    ) -> None:
+        super().__init__(message, kind=kind, namespace=namespace, key=key)
+        self.field = field
+        self.limit = limit
+        self.size = size
+
+
+class CodecError(MemoryStoreError):
+    """Stored bytes, rows or lines that cannot be decoded."""
+
+
+class DurableError(MemoryStoreError):
+    """The durable tier failed."""
+
+    tier = "durable"
+
+
+class DurableUnavailableError(DurableError):
+    """The database cannot be reached, opened or written."""
+
+
+class DurableTimeoutError(DurableError):
+    """Another program kept the database locked, or a transaction stayed open, for too long. Nothing was written."""
+
+    retryable = True
+
+
+class CommitUnknownError(DurableError):
+    """The commit may or may not have happened: read the record again before retrying."""
+
+
+class SchemaMismatchError(DurableError):
+    """The database is at another schema revision than this library. Nothing was touched.
+
+    Attributes:
+        found: revision of the database, or None when it holds something that is not a memory store.
+        expected: revision this library works with.
+    """
+
+    def __init__(self, message: str, *, found: str | None, expected: str) -> None:
+        super().__init__(message)
+        self.found = found
+        self.expected = expected
+
+
+class ConstraintError(DurableError):
+    """The database refused the rows. Nothing was written."""
+
+
+class StorageFullError(DurableError):
+    """The disk or a file size limit is full. Nothing was written; safe to retry once there is room."""
+
+    retryable = True
+
+
+class CacheError(MemoryStoreError):
+    """The cache tier failed. The durable tier is not affected."""
+
+    tier = "cache"

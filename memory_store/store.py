@@ -1,0 +1,311 @@
+"""`MemoryStore`: opening, closing, namespaces, transactions, statistics."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import URL
+
+from memory_store.access import TieredAccess
+from memory_store.cache.keeper import CacheKeeper, CacheStatus
+from memory_store.cache.tier import CacheTier, Counters
+from memory_store.collection import Access, Collection, Parts
+from memory_store.config import Settings, check_namespace, resolve_settings
+from memory_store.durable.engine import parse_url
+from memory_store.durable.reader import read_head
+from memory_store.durable.tier import Durable
+from memory_store.errors import ConfigurationError, StoreClosedError
+from memory_store.records import RECORDS, Embedding, Episode, Pattern, SpatiotemporalEntry, Step
+from memory_store.transaction import UnitOfWork
+
+__all__ = ["Cache", "MemoryStore", "Namespace", "StoreStats", "Transaction"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Counters of one open store.
+
+    Args:
+        cache: what happened to the cache's entries, by kind.
+        entries: cache entries held.
+        used_bytes: memory they take, bookkeeping included.
+        max_bytes: the cache's budget.
+        position: newest commit this process knows of.
+        writes: writes this process asked for; when `position` rose by less, several shared a commit.
+        wal_bytes: size of the write-ahead log.
+        checkpoints: checkpoints made by this process.
+    """
+
+    cache: dict[str, Counters]
+    entries: int
+    used_bytes: int
+    max_bytes: int
+    position: int
+    writes: int
+    wal_bytes: int
+    checkpoints: int
+
+
+class Collections:
+    """The kinds of one namespace, each as a collection."""
+
+    episodes: Collection[Episode]
+    steps: Parts[Step]
+    patterns: Collection[Pattern]
+    embeddings: Parts[Embedding]
+    spatiotemporal: Parts[SpatiotemporalEntry]
+
+    def __init__(self, namespace: str, cache: CacheTier, access: Access) -> None:
+        self.name = check_namespace(namespace)
+        made: dict[str, Any] = {}
+        for kind, spec in RECORDS.items():
+            make: type[Collection[Any]] = Parts if spec.parent else Collection
+            made[kind] = make(spec, namespace, cache.space(kind, namespace), access)
+        self._by_kind = made
+        self.episodes, self.steps, self.patterns = made["episode"], made["step"], made["pattern"]
+        self.embeddings, self.spatiotemporal = made["embedding"], made["spatiotemporal"]
+
+    def collection(self, kind: str) -> Collection[Any]:
+        """Return the collection of a kind by its name.
+
+        Raises:
+            ConfigurationError: there is no such kind.
+        """
+        if kind not in self._by_kind:
+            raise ConfigurationError(f"unknown kind {kind!r:.80}; known: {', '.join(self._by_kind)}")
+        return self._by_kind[kind]
+
+
+class Transaction(Collections):
+    """The collections inside one transaction: their writes are made together or not at all, their reads see them."""
+
+
+class Namespace(Collections):
+    """One namespace of a store; it shares the store's connections, cache and life."""
+
+    def __init__(self, store: MemoryStore, namespace: str) -> None:
+        super().__init__(namespace, store._cache, store._access)
+        self._store = store
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Make several writes one commit: `async with store.transaction() as tx: await tx.episodes.put(...)`.
+
+        It commits at the end of the block and rolls back on any exception or cancellation. The cache sees it after the
+        commit. While it is open no other write of any process goes on, so keep model calls out of it; after
+        `transaction_timeout_s` it is rolled back. Reading the store itself inside the block sees what was before.
+
+        Raises:
+            DurableTimeoutError: the database stayed locked, or the block took too long; nothing was written.
+            CommitUnknownError: nobody can say whether it was committed.
+            ConfigurationError: this task has a transaction open already.
+        """
+        store = self._store
+        access, settings = store._access, store._settings
+        access.require_writable()
+        exclusive = await access.durable.writer.exclusive()
+        work = UnitOfWork(exclusive, settings.limits, settings.transaction_timeout_s)
+        await work.begin()
+        access.transaction_task = asyncio.current_task()
+        try:
+            try:
+                yield Transaction(self.name, store._cache, work)
+            finally:
+                access.transaction_task = None
+        except BaseException:
+            await work.roll_back()
+            raise
+        await work.commit()
+
+
+class Cache:
+    """What can be done with the cache tier; the store looks after it by itself."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def status(self) -> CacheStatus:
+        """Return what it holds and what it is doing."""
+        return self._keeper.status()
+
+    async def rebuild(self) -> None:
+        """Drop everything and fill it again from the durable tier; returns when it is full.
+
+        The store serves meanwhile; `status` tells how far it is. Cancelling it stops it, what is filled stays.
+        """
+        await self._keeper.rebuild()
+
+    async def wait(self) -> None:
+        """Wait until the load or rebuild that was started on opening has ended."""
+        await self._keeper.wait()
+
+    async def clear(self) -> None:
+        """Drop every entry, in memory and on disk. Never needed for correctness."""
+        await self._keeper.clear()
+
+    async def save(self) -> None:
+        """Save it now; it is also saved every `cache_save_interval_s` and on close."""
+        await self._keeper.save()
+
+    @property
+    def _keeper(self) -> CacheKeeper:
+        self._store._access.require_usable()
+        assert self._store._keeper is not None
+        return self._store._keeper
+
+
+class MemoryStore(Namespace):
+    """A durable store of records behind a write-through cache. Use it as `async with MemoryStore(url) as store`.
+
+    Args:
+        url: `sqlite:///agent.db` (relative), `sqlite:////var/agent.db` (absolute), `sqlite:///:memory:`, or the same as
+            an SQLAlchemy URL with `sqlite+aiosqlite`. Its query parameters are settings.
+        namespace: whose records the collections of this object hold; see `namespace()` for others.
+        settings: see `memory_store.Settings` for names, units and defaults.
+
+    Raises:
+        ConfigurationError: the URL, namespace or a setting is wrong.
+        TypeError: a setting is unknown.
+    """
+
+    def __init__(self, url: str | URL, *, namespace: str = "default", **settings: Any) -> None:
+        self._target = parse_url(url)
+        self._settings: Settings = resolve_settings(self._target.parameters, settings)
+        unknown = sorted(set(self._settings.ttl_s) - set(RECORDS))
+        if unknown:
+            raise ConfigurationError(f"ttl_s names unknown kind {unknown[0]!r}; known: {', '.join(RECORDS)}")
+        self._cache = CacheTier(int(self._settings.cache_max_bytes), self._settings.ttl_s)
+        self._access = TieredAccess(self._settings.limits, self._cache)
+        self._keeper: CacheKeeper | None = None
+        self._durable: Durable | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._namespaces: dict[str, Namespace] = {}
+        self.cache = Cache(self)
+        super().__init__(self, namespace)
+
+    async def open(self) -> Self:
+        """Open the database, creating or upgrading it as the settings say; the cache loads in the background.
+
+        Raises:
+            DurableUnavailableError: the file or its folder cannot be opened.
+            DurableTimeoutError: another program keeps it locked.
+            SchemaMismatchError: it is newer than this library, or older and `migrate="check"`, or something else's.
+            ConfigurationError: the store is open already, or was closed.
+        """
+        if self._durable is not None:
+            raise ConfigurationError("a store is opened once: make a new MemoryStore")
+        self._durable = Durable(self._target, self._settings, self._cache.publish)
+        opening = asyncio.create_task(self._open(self._durable))
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # Half-open connections cannot be abandoned: let it finish, then close what it opened.
+            await asyncio.wait([opening])
+            if not opening.cancelled() and opening.exception() is None:
+                await self.close()
+            raise
+        return self
+
+    async def _open(self, durable: Durable) -> None:
+        await durable.open()
+        self._cache.position = durable.head.position
+        self._access.attach(durable)
+        self._keeper = CacheKeeper(
+            self._cache,
+            durable.scan,
+            self._cache_folder(),
+            self._settings.cache_version,
+            self._settings.cache_save_interval_s,
+            lambda: durable.scan.run(read_head),
+        )
+        self._keeper.start(durable.head)
+        _OPEN_STORES.add(self)
+
+    async def close(self) -> None:
+        """Finish what is queued, save the cache and close every connection. Safe to call twice, and when never opened."""
+        if self._durable is None or not (self._access.is_open or self._closing):
+            return
+        if self._closing is None:
+            self._access.require_writable()
+            self._access.detach("the store is closed")
+            self._closing = asyncio.create_task(self._close(self._durable))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, durable: Durable) -> None:
+        _OPEN_STORES.discard(self)
+        try:
+            await durable.writer.drain()
+            if self._keeper is not None:
+                await self._keeper.close()
+        finally:
+            await durable.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        access = getattr(self, "_access", None)
+        if access is not None and access.is_open:
+            warnings.warn(f"{self!r} was not closed: use `async with`", ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        state = "open" if self._access.is_open else "closed"
+        return f"<MemoryStore {self._target.path} namespace={self.name!r} {state}>"
+
+    def namespace(self, name: str) -> Namespace:
+        """Return another namespace of the same store; it sees none of this one's records.
+
+        Raises:
+            ConfigurationError: the name is not 1 to 200 characters of `A-Z a-z 0-9 . _ : / -`.
+        """
+        found = self._namespaces.get(name) if isinstance(name, str) else None
+        if found is None:
+            found = self._namespaces[name] = Namespace(self, name)
+        return found
+
+    def stats(self) -> StoreStats:
+        """Return the counters of this process since the store was opened."""
+        self._access.require_usable()
+        durable = self._access.durable
+        return StoreStats(
+            cache={kind: replace(counters) for kind, counters in self._cache.counters.items()},
+            entries=len(self._cache),
+            used_bytes=self._cache.used_bytes,
+            max_bytes=self._cache.max_bytes,
+            position=self._cache.position,
+            writes=self._access.writes,
+            wal_bytes=durable.checkpointer.wal_bytes(),
+            checkpoints=durable.checkpointer.checkpoints,
+        )
+
+    def _cache_folder(self) -> str | None:
+        path = self._settings.cache_path
+        if path is not None:
+            return path or None
+        return None if self._target.memory else self._target.path + ".cache"
+
+
+_OPEN_STORES: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
+
+
+def _forget_parent_stores() -> None:
+    """In a forked child: its copies of the stores have no threads and must not touch the parent's connections."""
+    for store in list(_OPEN_STORES):
+        store._access.detach("the store was opened in another process, before a fork: open one in this process")
+    _OPEN_STORES.clear()
+
+
+os.register_at_fork(after_in_child=_forget_parent_stores)

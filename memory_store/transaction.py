@@ -1,0 +1,154 @@
+"""Unit of work: several writes, one commit.
+
+It has the writer's lane to itself from its first statement to its end, so it reads its own writes and nobody else writes
+in between; readers go on. Whatever happens to the task that runs it, the transaction is ended on the connection's own
+thread and the lane handed on by a callback, never by the task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from memory_store.cache.tier import Space
+from memory_store.clock import now_us
+from memory_store.codec import Row
+from memory_store.config import Limits
+from memory_store.durable.changes import Commit
+from memory_store.durable.dialects.sqlite import translate
+from memory_store.durable.lane import Lane
+from memory_store.durable.operations import Context, Operation
+from memory_store.durable.reader import Key, read_by_id, read_keys
+from memory_store.durable.writer import Exclusive, rollback, run_in_savepoint, write_log_and_commit
+from memory_store.errors import ConfigurationError, DurableTimeoutError
+
+__all__ = ["UnitOfWork"]
+
+T = TypeVar("T")
+
+
+class UnitOfWork:
+    """One open transaction.
+
+    Args:
+        exclusive: the writer's lane.
+        limits: the largest values accepted.
+        timeout_s: seconds until it is rolled back, since it keeps every other writer waiting.
+    """
+
+    def __init__(self, exclusive: Exclusive, limits: Limits, timeout_s: float) -> None:
+        self.limits = limits
+        self._exclusive, self._timeout_s = exclusive, timeout_s
+        self._context = Context(now_us(), [])
+        self._held = ExitStack()
+        self._state = "open"
+        self._watch: asyncio.TimerHandle | None = None
+
+    @property
+    def lane(self) -> Lane:
+        """The lane its reads and writes run on."""
+        return self._exclusive.lane
+
+    async def begin(self) -> None:
+        """Begin; on failure or cancellation the lane is handed back.
+
+        Raises:
+            DurableTimeoutError: another program keeps the database locked.
+        """
+        begun = self.lane.submit(self._begin)
+        try:
+            await asyncio.shield(begun)
+        except BaseException as error:
+            self._state = "ended"
+            self._end(self.lane.submit(self._roll_back))
+            raise translate(error) from error
+        self._watch = asyncio.get_running_loop().call_later(self._timeout_s, self._expire)
+
+    async def write(self, operation: Operation) -> Any:
+        """Run an operation; if it fails, it alone is undone and the transaction goes on."""
+        self._require_open()
+        outcome = await self.lane.run(lambda connection: run_in_savepoint(connection, operation, self._context))
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def cached(self, space: Space, id_: str) -> None:
+        """Nothing: the cache does not know what is not committed."""
+
+    async def load(self, space: Space, id_: str) -> list[Row]:
+        """Read a key as the transaction sees it."""
+        self._require_open()
+        key = Key(space.kind, space.namespace, id_)
+        return (await self.lane.run(lambda connection: read_keys(connection, [key])))[key]
+
+    async def query(self, work: Callable[[Connection], T]) -> T:
+        """Run a query as the transaction sees the rows."""
+        self._require_open()
+        return await self.lane.run_core(work)
+
+    async def rows_by_id(self, kind: str, namespace: str, ids: list[str]) -> dict[str, Row]:
+        """Read rows by id as the transaction sees them."""
+        self._require_open()
+        return await self.lane.run(lambda connection: read_by_id(connection, kind, namespace, ids))
+
+    async def commit(self) -> None:
+        """Commit and publish. If the caller is cancelled meanwhile, both still happen.
+
+        Raises:
+            CommitUnknownError: syncing failed.
+            DurableTimeoutError: it was open too long and has been rolled back.
+        """
+        self._require_open()
+        self._state = "ended"
+        done = self.lane.submit(self._commit)
+        self._end(done)
+        try:
+            await asyncio.shield(done)
+        except Exception as error:
+            raise translate(error) from error
+
+    async def roll_back(self) -> None:
+        """Undo everything; safe to call when it has ended already."""
+        if self._state == "open":
+            self._state = "ended"
+            done = self.lane.submit(self._roll_back)
+            self._end(done)
+            await asyncio.shield(done)
+
+    def _require_open(self) -> None:
+        if self._state == "expired":
+            raise DurableTimeoutError(f"the transaction was open for {self._timeout_s:g} s and has been rolled back")
+        if self._state != "open":
+            raise ConfigurationError("the transaction has ended")
+
+    def _expire(self) -> None:
+        if self._state == "open":
+            self._state = "expired"
+            self._end(self.lane.submit(self._roll_back))
+
+    def _end(self, done: asyncio.Future[Any]) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        done.add_done_callback(self._ended)
+
+    def _ended(self, done: asyncio.Future[Any]) -> None:
+        if done.exception() is None and isinstance(commit := done.result(), Commit) and commit.changes:
+            self._exclusive.publish(commit)
+        self._exclusive.release()
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        self._held.enter_context(self._exclusive.lock.shared())
+        connection.execute("BEGIN IMMEDIATE")
+
+    def _commit(self, connection: sqlite3.Connection) -> Commit:
+        with self._held:
+            return write_log_and_commit(connection, self._context, self._exclusive.actor)
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
+        with self._held:
+            rollback(connection)
