@@ -6,16 +6,19 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Select
 
 from memory_store.cache.readthrough import ReadThrough
 from memory_store.cache.tier import CacheTier, Space
 from memory_store.codec import Row
 from memory_store.config import Limits
 from memory_store.durable.operations import Operation
+from memory_store.durable.query import query_id
 from memory_store.durable.reader import read_by_id
+from memory_store.durable.statements import head_select
 from memory_store.durable.tier import Durable
 from memory_store.errors import ConfigurationError, StoreClosedError
+from memory_store.records import QueryResult
 
 __all__ = ["TieredAccess"]
 
@@ -105,6 +108,24 @@ class TieredAccess:
         """Run a query on the lane for long reads."""
         self.require_usable()
         return await self.durable.scan.run_core(work)
+
+    async def count(self, reads: Space, statement: Select[Any]) -> int:
+        """Run a statement that counts, unless the cache knows its answer and the kind has not changed since."""
+        self.require_usable()
+        id_ = query_id(statement)
+        known = None if id_ is None else self.cache.read_result(reads, id_)
+        if known is not None and known.total is not None:
+            return known.total
+        # The position is read first: changes that come in between make the result void sooner than needed, never later.
+        position, total = await self.durable.scan.run_core(
+            lambda connection: (
+                int(connection.exec_driver_sql(head_select).scalar_one()),
+                int(connection.execute(statement).scalar_one()),
+            )
+        )
+        if id_ is not None:
+            self.cache.put_result(reads, QueryResult(id=id_, total=total), position)
+        return total
 
     def _refuse(self) -> NoReturn:
         if self._loop is not None:

@@ -14,7 +14,8 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, cast
+from operator import attrgetter
+from typing import Any, Generic, NoReturn, cast
 
 import msgpack
 from sqlalchemy import JSON, Boolean, String, Text
@@ -56,23 +57,15 @@ class RecordCodec(Generic[R]):
 
     def __init__(self, spec: RecordSpec[R]) -> None:
         self.spec = spec
-        self._record = spec.record
-        self._encoders: list[tuple[str, Callable[[Any], Any] | None, bool]] = []
-        texts = []
-        for index, name in enumerate(spec.columns):
-            kind = spec.table.c[name].type
-            short = isinstance(kind, String) and not isinstance(kind, Text)
-            if isinstance(kind, UtcDateTime):
-                self._encoders.append((name, to_us, False))
-            elif isinstance(kind, JSON):
-                self._encoders.append((name, _dump_json, False))
-            else:
-                self._encoders.append((name, None, short))
-            if isinstance(kind, String | JSON | Float32Vector):
-                texts.append(index)
-        self._texts = tuple(texts)
-        self._json = frozenset(name for name in spec.columns if isinstance(spec.table.c[name].type, JSON))
-        self._thaw = _compile_decoder(spec)
+        columns = [spec.table.c[name] for name in spec.columns]
+        self._json = [(i, c.name) for i, c in enumerate(columns) if isinstance(c.type, JSON)]
+        self._times = [i for i, c in enumerate(columns) if isinstance(c.type, UtcDateTime)]
+        self._keys = [i for i, c in enumerate(columns) if isinstance(c.type, String) and not isinstance(c.type, Text)]
+        self._sized = [i for i, c in enumerate(columns) if isinstance(c.type, String | JSON | Float32Vector)]
+        self._bounded = [(spec.index(name), limit) for name, limit in spec.field_limits]
+        self._values = attrgetter(*spec.columns)
+        self.decode = _compile_decoder(spec)
+        """Return the record of a row. The row belongs to the record afterwards."""
 
     def encode(self, record: R, limits: Limits) -> Row:
         """Return the record's row after every limit has been checked.
@@ -80,39 +73,35 @@ class RecordCodec(Generic[R]):
         Raises:
             InvalidRecordError: a value is over its limit, or JSON was changed into something that is none.
         """
-        row: Row = []
-        key_bytes = limits.key_bytes
-        for name, encoder, short in self._encoders:
-            value = getattr(record, name)
-            if value is not None:
-                if encoder is not None:
-                    value = self._encode_value(record, name, value, encoder, limits)
-                elif short and len(value) * 4 > key_bytes and (size := _size(value)) > key_bytes:
-                    self._refuse(record, name, size, key_bytes)
-            elif name in self._json:
-                value = "null"
-            row.append(value)
-        for name, limit_name in self.spec.field_limits:
-            value, limit = getattr(record, name), getattr(limits, limit_name)
-            if value is not None and len(value) * 4 > limit and (size := _size(value)) > limit:
-                self._refuse(record, name, size, limit)
+        row: Row = list(self._values(record))
+        for index in self._times:
+            if row[index] is not None:
+                row[index] = to_us(row[index])
+        for index, name in self._json:
+            row[index] = self._encode_json(record, name, row[index], limits)
+        # Each check is tried on the number of characters first: no text has more than four bytes a character.
+        keys = [value for index in self._keys if (value := row[index]) is not None]
+        if sum(map(len, keys)) * 4 > limits.key_bytes:
+            for index in self._keys:
+                self._bound(record, self.spec.columns[index], row[index], limits.key_bytes)
+        for index, limit_name in self._bounded:
+            self._bound(record, self.spec.columns[index], row[index], getattr(limits, limit_name))
         if self.spec.size_limit is not None:
             limit = getattr(limits, self.spec.size_limit)
-            size = sum(_size(row[index]) for index in self._texts if row[index] is not None)
-            if size > limit:
+            values = [value for index in self._sized if (value := row[index]) is not None]
+            if sum(map(len, values)) * 4 > limit and (size := sum(map(_size, values))) > limit:
                 self._refuse(record, None, size, limit)
-        dimensions = getattr(record, "vector_dim", 0)
-        if dimensions > limits.embedding_dimensions:
-            self._refuse(record, "embedding", dimensions, limits.embedding_dimensions, unit="dimensions")
+        if self.spec.kind == "embedding" and (size := len(record.embedding) // 4) > limits.embedding_dimensions:
+            self._refuse(record, "embedding", size, limits.embedding_dimensions, unit="dimensions")
         return row
 
-    def decode(self, row: Row) -> R:
-        """Return the record of a row. The row belongs to the record afterwards."""
-        return self._thaw(row)
-
-    def _encode_value(self, record: R, name: str, value: Any, encoder: Callable[[Any], Any], limits: Limits) -> Any:
+    def _encode_json(self, record: R, name: str, value: Any, limits: Limits) -> str:
+        if value == {} and type(value) is dict:
+            return "{}"
         try:
-            encoded = encoder(value)
+            text = _dump(value)
+            if not text.isascii():
+                text.encode("utf-8")  # a lone surrogate is a ValueError here, before anything is written
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRecordError(
                 f"{self.spec.kind}.{name} cannot be stored as JSON: {error}",
@@ -120,18 +109,21 @@ class RecordCodec(Generic[R]):
                 key=record.id,
                 field=name,
             ) from error
-        if name in self._json and encoded.count("{") + encoded.count("[") > limits.json_depth:
-            depth = _depth(value)
-            if depth > limits.json_depth:
-                self._refuse(record, name, depth, limits.json_depth, unit="levels of nesting")
-        return encoded
+        deepest = limits.json_depth
+        if text.count("{") + text.count("[") > deepest and (depth := _depth(value)) > deepest:
+            self._refuse(record, name, depth, deepest, unit="levels of nesting")
+        return text
 
-    def _refuse(self, record: R, name: str | None, size: int, limit: int, *, unit: str = "bytes") -> None:
+    def _bound(self, record: R, name: str, value: str | None, limit: int) -> None:
+        if value is not None and len(value) * 4 > limit and (size := _size(value)) > limit:
+            self._refuse(record, name, size, limit)
+
+    def _refuse(self, record: R, name: str | None, size: int, limit: int, *, unit: str = "bytes") -> NoReturn:
         what = f"{self.spec.kind}.{name}" if name else f"{self.spec.kind} as a whole"
         raise InvalidRecordError(
             f"{what} has {size:,} {unit}, the limit is {limit:,}",
             kind=self.spec.kind,
-            key=record.id if len(record.id) <= 256 else record.id[:256],
+            key=record.id[:256],
             field=name,
             limit=limit,
             size=size,
@@ -145,13 +137,6 @@ def _size(value: Any) -> int:
 
 
 _dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-
-
-def _dump_json(value: Any) -> str:
-    text = _dump(value)
-    if not text.isascii():
-        text.encode("utf-8")  # a lone surrogate is a ValueError here, before anything is written
-    return text
 
 
 def _depth(value: Any) -> int:
@@ -187,7 +172,7 @@ def _compile_decoder(spec: RecordSpec[R]) -> Callable[[Row], R]:
         f"_{spec.record.__name__}Twin",
         spec.record.__bases__,
         {
-            "__slots__": spec.record.__slots__,  # type: ignore[attr-defined]
+            "__slots__": spec.record.__slots__,
             # Both: they share one C slot, which stays slow while either is the frozen dataclass's own.
             "__setattr__": object.__setattr__,
             "__delattr__": object.__delattr__,
@@ -206,7 +191,10 @@ def _compile_decoder(spec: RecordSpec[R]) -> Callable[[Row], R]:
 
 CODECS: dict[str, RecordCodec[Any]] = {kind: RecordCodec(spec) for kind, spec in RECORDS.items()}
 
-pack_row: Callable[[Sequence[Any]], bytes] = msgpack.packb
+
+def pack_row(row: Sequence[Any]) -> bytes:
+    """Return a row as msgpack."""
+    return cast("bytes", msgpack.packb(row))
 
 
 def make_entry(expires_at: float, as_of: int, rows: Sequence[bytes]) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Select
 from sqlalchemy.sql.elements import ColumnElement
 
 from memory_store.cache.tier import Space
@@ -38,18 +38,27 @@ class Access(Protocol):
 
     def cached(self, space: Space, id_: str) -> builtins.list[Any] | None:
         """Return a live cache entry, or None."""
+        ...
 
     def load(self, space: Space, id_: str) -> Awaitable[builtins.list[Row]]:
         """Read what the cache did not have."""
+        ...
 
     async def rows_by_id(self, kind: str, namespace: str, ids: builtins.list[str]) -> dict[str, Row]:
         """Read rows by id, past the cache."""
+        ...
 
     def write(self, operation: Operation) -> Awaitable[Any]:
         """Make a write durable and visible, and return its result."""
+        ...
+
+    async def count(self, reads: Space, statement: Select[Any]) -> int:
+        """Run a statement that counts records of the kind and namespace of `reads`."""
+        ...
 
     async def query(self, work: Callable[[Connection], T]) -> T:
         """Run a query in one hop."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,9 @@ class Collection(Generic[R]):
             ConflictError: its number within the episode is taken.
         """
         operation = Put(self._spec, self._namespace, [self._encode(record)])
-        return self._codec.decode((await self._access.write(operation))[0])  # type: ignore[no-any-return]
+        stored: builtins.list[Row] = await self._access.write(operation)
+        kept: R = self._codec.decode(stored[0])
+        return kept
 
     async def put_many(self, records: Iterable[R]) -> builtins.list[R]:
         """Store records as `put` does, all of them or none, and return them as stored, in order.
@@ -155,7 +166,8 @@ class Collection(Generic[R]):
                 raise TypeError(f"{self._spec.kind} has no field {name!r} that can be changed")
         self._require_id(id)
         operation = Update(self._spec, self._namespace, id, values, expected_revision, self._access.limits)
-        return self._codec.decode(await self._access.write(operation))
+        record: R = self._codec.decode(await self._access.write(operation))
+        return record
 
     async def delete(self, id: str, *, expected_revision: int | None = None) -> bool:  # noqa: A002
         """Delete a record with everything that belongs to it, and return whether it existed. Safe to retry.
@@ -178,7 +190,7 @@ class Collection(Generic[R]):
 
         Args:
             where: a SQLAlchemy expression over the kind's columns, e.g. `Episode.c.domain == "web"`; None for all.
-            order_by: a column or expression, `.desc()` for newest or highest first, or a list of them; by id when absent.
+            order_by: a column or expression, `.desc()` for highest first, or a list of them; by id when absent.
             limit: records a page, 1 to 1,000.
             cursor: where the page before ended (`page.cursor`); the order must be the same.
 
@@ -194,8 +206,8 @@ class Collection(Generic[R]):
     async def stream(self, where: ColumnElement[bool] | None = None, *, order_by: Any = None) -> AsyncIterator[R]:
         """Yield every record that meets a condition, in constant memory and without a lock between items.
 
-        It reads page by page, so a record written meanwhile may or may not appear, but none appears twice. Arguments are
-        those of `list`.
+        It reads page by page, so a record written meanwhile may or may not appear, but none appears twice. Arguments
+        are those of `list`.
         """
         cursor: str | None = None
         while True:
@@ -206,9 +218,8 @@ class Collection(Generic[R]):
                 return
 
     async def count(self, where: ColumnElement[bool] | None = None) -> int:
-        """Return how many records meet a condition."""
-        statement = count_statement(self._spec, self._namespace, where)
-        return int(await self._access.query(lambda connection: connection.execute(statement).scalar_one()))
+        """Return how many records meet a condition; kept in the cache until a record of the kind changes."""
+        return await self._access.count(self._space, count_statement(self._spec, self._namespace, where))
 
     async def _page(
         self, where: Any, order_by: Any, limit: int, cursor: str | None
@@ -263,7 +274,7 @@ class Parts(Collection[R]):
         return await self.put_many(map(partial(self._belonging_to, episode_id), given))
 
     async def get(self, id: str) -> R | None:  # noqa: A002
-        """Return the record, or None if there is none. Reads the durable tier: these are cached by episode, see `of`."""
+        """Return the record, or None. Reads the durable tier: these are cached by episode, see `of`."""
         return (await self.get_many([id]))[0]
 
     async def get_many(self, ids: Iterable[str]) -> builtins.list[R | None]:
@@ -283,5 +294,5 @@ class Parts(Collection[R]):
             return record
         if named:
             record._refuse(parent, f"is {named!r:.80}, appended to {episode_id!r:.80}")
-        changed: R = replace(record, **{parent: episode_id})
-        return changed
+        belonging: dict[str, Any] = {parent: episode_id}
+        return replace(record, **belonging)

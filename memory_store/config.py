@@ -170,5 +170,5 @@ def _parse(name: str, text: str, *, source: str) -> Any:
 def _parse_object(text: str) -> dict[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):
-        raise ValueError('expected a JSON object such as {"episode": 60}')  # noqa: TRY004 - translated by the caller
+        raise ValueError('expected a JSON object such as {"episode": 60}')
     return value

@@ -22,7 +22,7 @@ from memory_store.config import Settings, check_namespace, resolve_settings
 from memory_store.durable.engine import parse_url
 from memory_store.durable.reader import read_head
 from memory_store.durable.tier import Durable
-from memory_store.errors import ConfigurationError, StoreClosedError
+from memory_store.errors import ConfigurationError
 from memory_store.records import RECORDS, Embedding, Episode, Pattern, SpatiotemporalEntry, Step
 from memory_store.transaction import UnitOfWork
 
@@ -81,7 +81,8 @@ class Collections:
         """
         if kind not in self._by_kind:
             raise ConfigurationError(f"unknown kind {kind!r:.80}; known: {', '.join(self._by_kind)}")
-        return self._by_kind[kind]
+        found: Collection[Any] = self._by_kind[kind]
+        return found
 
 
 class Transaction(Collections):
@@ -230,7 +231,7 @@ class MemoryStore(Namespace):
         _OPEN_STORES.add(self)
 
     async def close(self) -> None:
-        """Finish what is queued, save the cache and close every connection. Safe to call twice, and when never opened."""
+        """Finish what is queued, save the cache and close every connection. Safe to call twice or when never opened."""
         if self._durable is None or not (self._access.is_open or self._closing):
             return
         if self._closing is None:

@@ -1,8 +1,8 @@
 """Unit of work: several writes, one commit.
 
-It has the writer's lane to itself from its first statement to its end, so it reads its own writes and nobody else writes
-in between; readers go on. Whatever happens to the task that runs it, the transaction is ended on the connection's own
-thread and the lane handed on by a callback, never by the task.
+It has the writer's lane to itself from its first statement to its end, so it reads its own writes and nobody else
+writes in between; readers go on. Whatever happens to the task that runs it, the transaction is ended on the
+connection's own thread and the lane handed on by a callback, never by the task.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Select
 
 from memory_store.cache.tier import Space
 from memory_store.clock import now_us
@@ -86,6 +86,10 @@ class UnitOfWork:
         key = Key(space.kind, space.namespace, id_)
         return (await self.lane.run(lambda connection: read_keys(connection, [key])))[key]
 
+    async def count(self, reads: Space, statement: Select[Any]) -> int:
+        """Run a statement that counts, as the transaction sees the rows."""
+        return await self.query(lambda connection: int(connection.execute(statement).scalar_one()))
+
     async def query(self, work: Callable[[Connection], T]) -> T:
         """Run a query as the transaction sees the rows."""
         self._require_open()
@@ -147,7 +151,10 @@ class UnitOfWork:
 
     def _commit(self, connection: sqlite3.Connection) -> Commit:
         with self._held:
-            return write_log_and_commit(connection, self._context, self._exclusive.actor)
+            commit = write_log_and_commit(connection, self._context, self._exclusive.actor)
+        if commit.changes:
+            self._exclusive.checkpointer.after_commit(connection, len(commit.changes))
+        return commit
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
         with self._held:

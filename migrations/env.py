@@ -10,9 +10,10 @@ import logging.config
 import os
 
 from alembic import context
+from sqlalchemy import Connection
+
 from memory_store.durable.engine import make_engine, parse_url
 from memory_store.durable.schema import METADATA
-from sqlalchemy import Connection
 
 config = context.config
 

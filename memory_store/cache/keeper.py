@@ -17,13 +17,13 @@ from memory_store.durable.changes import HeadState
 from memory_store.durable.lane import Lane
 from memory_store.durable.reader import Key
 from memory_store.durable.schema import HEAD_REVISION
-from memory_store.errors import CacheError, ConfigurationError, MemoryStoreError
+from memory_store.errors import CacheError, MemoryStoreError
 
 __all__ = ["CacheKeeper", "CacheStatus", "version_key"]
 
 
 def version_key(own_version: str) -> str:
-    """Return what a saved cache must have been written with: cache format, record shapes, schema and the user's part."""
+    """Return what a saved cache must have been written with: its format, record shapes, schema, the user's part."""
     return hashlib.blake2b(f"{fingerprint()}|{HEAD_REVISION}|{own_version}".encode(), digest_size=16).hexdigest()
 
 

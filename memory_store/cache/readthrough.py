@@ -1,8 +1,8 @@
 """Misses: one read a key however many ask, and nobody is given an answer older than what he has seen.
 
-A caller notes the cache's position when he asks. He may join a read that is already under way; its answer is his only if
-it saw at least that position, else he reads again. Without that check a joiner could be handed the value from before a
-write that was acknowledged to him.
+A caller notes the cache's position when he asks. He may join a read that is already under way; its answer is his only
+if it saw at least that position, else he reads again. Without that check a joiner could be handed the value from before
+a write that was acknowledged to him.
 """
 
 from __future__ import annotations

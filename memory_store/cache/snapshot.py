@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import msgpack
 
 from memory_store.cache.tier import Space
-from memory_store.codec import check_entry, entry_expiry, with_expiry
+from memory_store.codec import check_entry, entry_expiry, pack_row, with_expiry
 from memory_store.errors import CacheError, CodecError
 from memory_store.records import RECORDS
 
@@ -105,7 +105,7 @@ def _write(file: BinaryIO, header: Header, entries: Iterable[tuple[Space, str, b
 
 
 def _frame(value: list[Any]) -> bytes:
-    payload = msgpack.packb(value)
+    payload = pack_row(value)
     return _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
 
 

@@ -19,14 +19,14 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from memory_store.codec import append_rows, entry_expiry, make_entry, read_entry
+from memory_store.codec import append_rows, entry_as_of, entry_expiry, make_entry, pack_row, read_entry
 from memory_store.durable.changes import PUBLISH_LIMIT, Change, Commit
-from memory_store.records import RECORDS
+from memory_store.records import RECORDS, QueryResult
 
 __all__ = ["CacheTier", "Counters", "Fence", "Space"]
 
-# What an entry costs beside key and bytes: its places in cachetools' dict and OrderedDict; tests/unit/test_cache_tier.py
-# holds it to what tracemalloc sees.
+# What an entry costs beside key and bytes: its places in cachetools' dict and OrderedDict. A test holds it to what
+# tracemalloc sees.
 ENTRY_OVERHEAD_BYTES = 200
 
 
@@ -43,22 +43,31 @@ class Counters:
 
 
 class Space:
-    """One kind in one namespace: the prefix of its cache keys, its counters, its TTL."""
+    """One kind in one namespace: the prefix of its cache keys, its counters, its TTL, its newest change's position."""
 
-    __slots__ = ("counters", "kind", "namespace", "prefix", "ttl_s")
+    __slots__ = ("changed", "counters", "kind", "namespace", "prefix", "ttl_s")
 
     def __init__(self, kind: str, namespace: str, prefix: str, counters: Counters, ttl_s: float) -> None:
         self.kind, self.namespace, self.prefix, self.counters, self.ttl_s = kind, namespace, prefix, counters, ttl_s
+        self.changed = 0
 
 
 class Fence:
-    """The keys published while a read is under way, each with its newest position. Use as a context manager."""
+    """The keys published while a read is under way, each with its newest position. Use as a context manager.
 
-    __slots__ = ("_fences", "touched")
+    `floor` is a position before which anything may have changed.
+    """
+
+    __slots__ = ("_fences", "floor", "touched")
 
     def __init__(self, fences: set[Fence]) -> None:
         self._fences = fences
         self.touched: dict[str, int] = {}
+        self.floor = 0
+
+    def lets_pass(self, key: str, as_of: int) -> bool:
+        """Return whether a value read at position `as_of` is still the newest."""
+        return as_of >= self.floor and as_of >= self.touched.get(key, 0)
 
     def __enter__(self) -> Fence:
         self._fences.add(self)
@@ -69,7 +78,7 @@ class Fence:
 
 
 class _Entries(LRUCache[str, bytes]):
-    """cachetools' LRU, unbounded by itself: the tier bounds bytes, and cachetools' own size bookkeeping is a third dict."""
+    """cachetools' LRU without its bound: the tier bounds bytes, and cachetools' own sizes would be a third dict."""
 
     def __init__(self) -> None:
         super().__init__(maxsize=float("inf"))
@@ -96,8 +105,9 @@ class CacheTier:
         self.used_bytes = 0
         self.position = 0
         """Newest commit that has been applied here."""
-        self.counters = {kind: Counters() for kind in RECORDS}
-        self._ttl_s = {kind: float(ttl_s.get(kind, spec.ttl_s)) for kind, spec in RECORDS.items()}
+        ttls = {kind: spec.ttl_s for kind, spec in RECORDS.items()} | {QueryResult.kind: QueryResult.ttl_s}
+        self._ttl_s = {kind: float(ttl_s.get(kind, own)) for kind, own in ttls.items()}
+        self.counters = {kind: Counters() for kind in ttls}
         self._entries = _Entries()
         self._spaces: dict[tuple[str, str], Space] = {}
         self._by_number: list[Space] = []
@@ -144,11 +154,11 @@ class CacheTier:
         return Fence(self._fences)
 
     def fill(self, space: Space, id_: str, packed: list[bytes], as_of: int, fence: Fence) -> bool:
-        """Put rows that were read at position `as_of`, unless a commit after it touched them; return whether it was put."""
+        """Put rows read at position `as_of`, unless a commit after it touched them; return whether it was put."""
         key = space.prefix + id_
-        if fence.touched.get(key, -1) > as_of:
+        if not fence.lets_pass(key, as_of):
             return False
-        self._put(key, make_entry(time.monotonic() + space.ttl_s, as_of, packed))
+        self._put(key, make_entry(time.monotonic() + space.ttl_s, as_of, packed), self._entries.peek(key))
         space.counters.fills += 1
         return True
 
@@ -158,9 +168,9 @@ class CacheTier:
         Adopted entries are the older ones: they never push out what is there.
         """
         key = space.prefix + id_
-        if key in self._entries or key in fence.touched or not self._fits(key, entry):
+        if key in self._entries or not fence.lets_pass(key, entry_as_of(entry)) or not self._fits(key, entry):
             return False
-        self._put(key, entry)
+        self._put(key, entry, None)
         return True
 
     def fill_if_room(self, space: Space, id_: str, packed: list[bytes], as_of: int, fence: Fence) -> bool:
@@ -179,36 +189,46 @@ class CacheTier:
     def publish(self, commit: Commit) -> None:
         """Apply one of our own commits. On return no reader of this process can see what was before it."""
         if commit.position != self.position + 1:
-            self.clear()  # other processes committed in between, and what they changed is not known here
+            self._forget(commit.position - 1)
         self.position = commit.position
         if len(commit.changes) > PUBLISH_LIMIT:
             self._invalidate(commit)
             return
-        now = time.monotonic()
+        # The last change of a record is what counts; the parts of an episode are put together, copying its entry once.
+        changed: dict[str, tuple[Space, list[Change]]] = {}
         for change in commit.changes:
             space = self.space(change.kind, change.namespace)
-            if change.parent is None:
-                key = space.prefix + (change.key or "")
-                self._touch(key, commit.position)
-                # A delete is kept as well, as known absence.
-                rows = [] if change.body is None else [change.body]
-                self._put(key, make_entry(now + space.ttl_s, commit.position, rows))
+            space.changed = commit.position
+            key = space.prefix + (change.parent or change.key or "")
+            known = changed.get(key)
+            if known is None:
+                changed[key] = (space, [change])
             else:
-                self._publish_part(space, change, commit.position, now)
+                known[1].append(change)
+        now = time.monotonic()
+        for key, (space, changes) in changed.items():
+            if self._fences:
+                self._touch(key, commit.position)
+            old = self._entries.peek(key)
+            # An entry may have been read after this commit, in the moment between the commit and its publication.
+            if old is None or entry_as_of(old) < commit.position:
+                self._apply(key, space, changes, commit.position, now, old)
 
-    def _publish_part(self, space: Space, change: Change, position: int, now: float) -> None:
-        """Parts are cached per episode: put one at the end of the episode's entry, or drop the entry."""
-        key = space.prefix + (change.parent or "")
-        self._touch(key, position)
-        if change.body is not None and change.follows is not None:
-            entry = self._entries.peek(key) if change.follows else None
-            if entry is not None and entry_expiry(entry) > now:
-                self._put(key, append_rows(entry, now + space.ttl_s, position, [change.body]))
-                return
-            if not change.follows:
-                self._put(key, make_entry(now + space.ttl_s, position, [change.body]))
-                return
-        if self._drop(key):
+    def _apply(
+        self, key: str, space: Space, changes: list[Change], position: int, now: float, old: bytes | None
+    ) -> None:
+        """Bring one key to a commit's state: put what is known whole, append what is known to follow, else drop it."""
+        last = changes[-1]
+        if last.parent is None:
+            # A delete is kept as well, as known absence.
+            self._put(key, make_entry(now + space.ttl_s, position, () if last.body is None else (last.body,)), old)
+            return
+        bodies = [change.body for change in changes if change.body is not None and change.follows is not None]
+        if len(bodies) == len(changes) and not changes[0].follows:
+            self._put(key, make_entry(now + space.ttl_s, position, bodies), old)
+        elif len(bodies) == len(changes) and old is not None and entry_expiry(old) > now:
+            self._put(key, append_rows(old, now + space.ttl_s, position, bodies), old)
+        elif self._drop(key):
             space.counters.invalidations += 1
 
     def _invalidate(self, commit: Commit) -> None:
@@ -217,7 +237,11 @@ class CacheTier:
         keys: set[str] = set()
         for change in commit.changes:
             name = (change.kind, change.namespace)
-            prefix = prefixes.get(name) or prefixes.setdefault(name, self.space(*name).prefix)
+            prefix = prefixes.get(name)
+            if prefix is None:
+                space = self.space(*name)
+                space.changed = commit.position
+                prefix = prefixes[name] = space.prefix
             keys.add(prefix + (change.parent or change.key or ""))
         for fence in self._fences:
             fence.touched.update(dict.fromkeys(keys, commit.position))
@@ -225,12 +249,34 @@ class CacheTier:
             self._drop(key)
             self.space_of(key)[0].counters.invalidations += 1
 
+    def _forget(self, position: int) -> None:
+        """Drop everything: other processes committed up to this position, and what they changed is not known here."""
+        for fence in self._fences:
+            fence.floor = position
+        self.clear()
+
     def clear(self) -> None:
-        """Drop every entry. Reads under way do not bring theirs back."""
-        for key in self._entries:
-            self._touch(key, sys.maxsize)
+        """Drop every entry."""
         self._entries.clear()
         self.used_bytes = 0
+
+    def read_result(self, reads: Space, id_: str) -> QueryResult | None:
+        """Return a cached query result, unless the kind it read has changed since."""
+        space = self.space(QueryResult.kind, reads.namespace)
+        entry = self._entries.peek(space.prefix + id_)
+        if entry is not None and entry_as_of(entry) < reads.changed:
+            self._drop(space.prefix + id_)
+            space.counters.invalidations += 1
+        rows = self.read(space, id_)
+        return None if rows is None else QueryResult.from_row(rows[2])
+
+    def put_result(self, reads: Space, result: QueryResult, as_of: int) -> None:
+        """Put a query result that was read at position `as_of`; later changes of the kind it read make it void."""
+        space = self.space(QueryResult.kind, reads.namespace)
+        key = space.prefix + result.id
+        entry = make_entry(time.monotonic() + space.ttl_s, as_of, [pack_row(result.to_row())])
+        self._put(key, entry, self._entries.peek(key))
+        space.counters.fills += 1
 
     def snapshot(self) -> Iterator[tuple[Space, str, bytes]]:
         """Yield the live entries, least recently used first, as they are when they are reached.
@@ -240,8 +286,8 @@ class CacheTier:
         """
         for key in self._entries.oldest_first():
             entry = self._entries.peek(key)
-            if entry is not None:
-                space, id_ = self.space_of(key)
+            space, id_ = self.space_of(key)
+            if entry is not None and space.kind in RECORDS:  # query results are cheap to find again
                 yield space, id_, entry
 
     def refresh(self, keys: Iterable[tuple[Space, str]]) -> None:
@@ -255,9 +301,9 @@ class CacheTier:
         for fence in self._fences:
             fence.touched[key] = position
 
-    def _put(self, key: str, entry: bytes) -> None:
+    def _put(self, key: str, entry: bytes, old: bytes | None) -> None:
+        """Put an entry in place of `old`, the one that is there, and push out what no longer fits."""
         entries = self._entries
-        old = entries.peek(key)
         if old is not None:
             self.used_bytes -= _cost(key, old)
         cost = _cost(key, entry)

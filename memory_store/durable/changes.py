@@ -18,8 +18,8 @@ from memory_store.records.columns import METADATA, ShortText, UtcDateTime
 __all__ = ["CHANGES", "HEAD", "PUBLISH_LIMIT", "SHARD", "Change", "Commit", "HeadState", "new_nonce"]
 
 PUBLISH_LIMIT = 1000
-"""A commit with more changes than this invalidates caches instead of filling them: a bulk load should not push out what is
-in use. Its changes need no packed rows."""
+"""A commit with more changes than this invalidates caches instead of filling them: a bulk load should not push out what
+is in use. Its changes need no packed rows."""
 
 SHARD = 0
 """The one shard of SQLite, whose writers share one lock anyway."""
@@ -54,8 +54,8 @@ CHANGES = Table(
     # The commit's own random number: a position reached again after a restore has another one.
     Column("nonce", BigInteger, nullable=False),
     Column("image", LargeBinary),
+    # An ordinary table on SQLite: WITHOUT ROWID measured +40 % on a batch of 64 writes with images.
     PrimaryKeyConstraint("shard", "position", "idx"),
-    sqlite_with_rowid=False,
 )
 
 
@@ -71,8 +71,8 @@ class HeadState(NamedTuple):
 class Change(NamedTuple):
     """One change of one record, or of all records of a parent (`key` None).
 
-    `body` is the packed new row, None after a delete, empty where it was not worth packing. `follows` says where a part stands among its parent's records:
-    True at their end, False as the first one, None unknown.
+    `body` is the packed new row, None after a delete, empty where it was not worth packing. `follows` says where a part
+    stands among its parent's records: True at their end, False as the first one, None unknown.
     """
 
     kind: str

@@ -62,6 +62,10 @@ class Target:
         if Path(self.path).is_dir():
             raise DurableUnavailableError(f"{self.path} is a folder, not a database file")
 
+    def is_empty(self) -> bool:
+        """Return whether there is no file yet, or nothing in it."""
+        return not Path(self.path).exists() or Path(self.path).stat().st_size == 0
+
     def remove_folder(self) -> None:
         """Remove the folder of a `:memory:` store; open connections keep the file alive."""
         if self.memory:
@@ -69,7 +73,7 @@ class Target:
 
 
 def parse_url(url: str | URL) -> Target:
-    """Return the target of `sqlite:///path`, `sqlite:////absolute/path`, `sqlite:///:memory:` or `sqlite+aiosqlite:...`.
+    """Return the target of `sqlite:///path`, `sqlite:////absolute/path` or `sqlite:///:memory:`, driver named or not.
 
     Raises:
         ConfigurationError: the URL is malformed, or names a database or driver that is not supported.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 from memory_store.codec import CODECS, Row, pack_row
@@ -213,7 +214,7 @@ def _chunks(ids: Sequence[str], size: int = 512) -> Iterator[Sequence[str]]:
 def _place(
     spec: RecordSpec[Any], statements: Statements, namespace: str, rows: list[Row], existing: Mapping[str, _Known]
 ) -> Generator[Ask, list[tuple[Any, ...]], dict[str, bool | None]]:
-    """Check that each parent exists, number the rows that have no number, and say where each parent's rows will stand."""
+    """Check that each parent exists, number the rows without a number, say where each parent's rows will stand."""
     assert spec.parent is not None
     parent_index = spec.index(spec.parent)
     groups: dict[str, list[Row]] = {}
@@ -257,7 +258,7 @@ def _number(
             highest += 1
             row[index] = highest
     numbers = [row[index] for row in rows]
-    in_order = all(before < after for before, after in zip(numbers, numbers[1:], strict=False))
+    in_order = all(before < after for before, after in pairwise(numbers))
     if last is None and in_order:
         return False
     if last is not None and in_order and numbers[0] > last:

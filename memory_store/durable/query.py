@@ -5,21 +5,24 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import itertools
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgpack
+from cachetools import LRUCache
 from sqlalchemy import Column, Select, and_, false, func, literal, or_, select, type_coerce
 from sqlalchemy.sql.elements import ColumnElement, Grouping, UnaryExpression
 from sqlalchemy.sql.operators import asc_op, desc_op
 from sqlalchemy.types import NullType
 
-from memory_store.codec import Row
+from memory_store.codec import Row, pack_row
 from memory_store.durable.statements import raw_columns
 from memory_store.errors import ConfigurationError
 from memory_store.records import RecordSpec
 
-__all__ = ["Order", "count_statement", "cursor_after", "page_statement", "parse_order"]
+__all__ = ["Order", "count_statement", "cursor_after", "page_statement", "parse_order", "query_id"]
 
 
 class Order(NamedTuple):
@@ -61,6 +64,28 @@ def _own_expression(spec: RecordSpec[Any], expression: Any, name: str) -> Column
         if source is not spec.table:
             raise ConfigurationError(f"{name} of {spec.kind} reads {source}; it may only read {spec.table.name}")
     return expression
+
+
+def query_id(statement: Select[Any]) -> str | None:
+    """Return a short text that two statements share only if they ask the same; None where that cannot be said.
+
+    SQLAlchemy's cache key tells the shape (it is what its own statement cache relies on, pinned by a test), the values
+    are hashed beside it.
+    """
+    key = statement._generate_cache_key()
+    if key is None:
+        return None
+    values = [parameter.value for parameter in key.bindparams]
+    flat = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
+    if not all(item is None or isinstance(item, str | int | float | bool | bytes | datetime) for item in flat):
+        return None
+    shape = _SHAPES.setdefault(key.key, next(_SHAPE_NUMBERS))
+    return f"{shape}:{hashlib.blake2b(repr(values).encode(), digest_size=16).hexdigest()}"
+
+
+# Numbers of the statement shapes seen lately; one that drops out is numbered anew, which costs a cache miss.
+_SHAPES: LRUCache[Any, int] = LRUCache(maxsize=512)
+_SHAPE_NUMBERS = itertools.count()
 
 
 def _within(spec: RecordSpec[Any], namespace: str, where: Any) -> ColumnElement[bool]:
@@ -108,14 +133,14 @@ def _raw(expression: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 def _after(orders: Sequence[Order], values: Sequence[Any]) -> ColumnElement[bool]:
-    """Return the condition of standing after these values: later in the first part, or equal in it and later in the rest."""
+    """Return the condition of standing after these values: later in the first part, or equal and later in the rest."""
     (first, descending), rest = orders[0], orders[1:]
     expression = _raw(first)
     open_end = descending and not (isinstance(first, Column) and not first.nullable)  # NULL comes last then
     bound: ColumnElement[bool] | None = None
     ways: list[ColumnElement[bool]] = []
     if values[0] is None:
-        same = expression.is_(None)
+        same: ColumnElement[bool] = expression.is_(None)
         if not descending:
             ways.append(expression.is_not(None))
     else:
@@ -135,7 +160,7 @@ def _after(orders: Sequence[Order], values: Sequence[Any]) -> ColumnElement[bool
 def cursor_after(orders: Sequence[Order], row: Sequence[Any]) -> str:
     """Return the cursor of the page that follows this result row."""
     values = list(row[len(row) - len(orders) :])
-    return base64.urlsafe_b64encode(msgpack.packb([_order_digest(orders), values])).decode().rstrip("=")
+    return base64.urlsafe_b64encode(pack_row([_order_digest(orders), values])).decode().rstrip("=")
 
 
 def _read_cursor(spec: RecordSpec[Any], orders: Sequence[Order], cursor: str) -> list[Any]:

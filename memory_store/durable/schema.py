@@ -25,9 +25,8 @@ HEAD_REVISION = "0001"
 """Revision this library reads and writes. A constant, because asking Alembic costs 100 ms on every start; a test holds
 it to the newest file under `migrations/versions`."""
 
-assert (
-    HEAD.metadata is METADATA and CHANGES.metadata is METADATA
-)  # all tables are known to Alembic once this is imported
+# All tables are known to Alembic once this is imported.
+assert {HEAD, CHANGES} <= set(METADATA.tables.values())
 
 
 class Revision(NamedTuple):
@@ -77,7 +76,8 @@ def read_revision(connection: sqlite3.Connection) -> str | None:
         tables -= {"alembic_version"}
     if tables - {"sqlite_sequence", "sqlite_stat1"}:
         raise SchemaMismatchError(
-            f"the database holds tables that are not a memory store's ({', '.join(sorted(tables)[:3])}); nothing was touched",
+            f"the database holds tables that are not a memory store's ({', '.join(sorted(tables)[:3])}); "
+            "nothing was touched",
             found=None,
             expected=HEAD_REVISION,
         )
@@ -101,7 +101,8 @@ def check(found: str | None, target: Target) -> None:
         )
     state = "is empty" if found is None else f"is at revision {found}"
     raise SchemaMismatchError(
-        f"the database {state}, this library needs {HEAD_REVISION}: run `memory-store upgrade --url sqlite:///{target.path}` "
+        f"the database {state}, this library needs {HEAD_REVISION}: "
+        f"run `memory-store upgrade --url sqlite:///{target.path}` "
         'or open it with migrate="auto"',
         found=found,
         expected=HEAD_REVISION,
@@ -153,7 +154,7 @@ def history(found: str | None) -> list[Revision]:
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory.from_config(_config())
-    listed = [script for script in reversed(list(scripts.walk_revisions()))]
+    listed = list(scripts.walk_revisions())[::-1]
     names = [script.revision for script in listed]
     reached = names.index(found) if found in names else -1
     return [

@@ -24,7 +24,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.sql.expression import ColumnElement, Executable
+from sqlalchemy.sql.expression import ClauseElement, ColumnElement
 from sqlalchemy.types import NullType
 
 from memory_store.durable.changes import CHANGES, HEAD, SHARD
@@ -32,15 +32,13 @@ from memory_store.records import RECORDS, RecordSpec
 
 __all__ = ["STATEMENTS", "Statements", "batch_size", "head_select", "head_update", "log_insert", "raw_columns"]
 
-_DIALECT: Dialect = sqlite.dialect(paramstyle="qmark")  # type: ignore[no-untyped-call]
+_DIALECT: Dialect = sqlite.dialect(paramstyle="qmark")
 _MAX_BATCH = 512
+_ONE: ColumnElement[int] = literal_column("1")
 
 
-_ONE = literal_column("1")
-
-
-def _text(statement: Executable) -> str:
-    return str(statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True}))  # type: ignore[attr-defined]
+def _text(statement: ClauseElement) -> str:
+    return str(statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True}))
 
 
 def raw_columns(spec: RecordSpec[Any]) -> list[ColumnElement[Any]]:
@@ -49,7 +47,7 @@ def raw_columns(spec: RecordSpec[Any]) -> list[ColumnElement[Any]]:
 
 
 def batch_size(count: int) -> int:
-    """Return the number of places in the statement that reads `count` keys: few sizes, so the driver's cache holds them."""
+    """Return the places of the statement that reads `count` keys: few sizes, so the driver's cache holds them."""
     return min(1 << (count - 1).bit_length(), _MAX_BATCH)
 
 
@@ -61,7 +59,7 @@ class Statements:
         table = spec.table
         namespace = table.c.namespace == bindparam("namespace")
         one = and_(namespace, table.c.id == bindparam("id"))
-        values = {name: bindparam(f"v_{name}") for name in spec.columns if name != "id"}
+        values: dict[str, Any] = {name: bindparam(f"v_{name}") for name in spec.columns if name != "id"}
         # namespace, id, row...; ON CONFLICT DO NOTHING: the row count says whether it was new
         self.insert = _text(
             sqlite.insert(table)
@@ -92,7 +90,7 @@ class Statements:
 
     @lru_cache(maxsize=16)  # noqa: B019 - lives as long as the registry
     def get_many(self, places: int) -> str:
-        """namespace, `places` keys -> rows; for a part the keys are parents and the rows come in their order."""  # noqa: D403
+        """namespace, `places` keys -> rows; for a part the keys are parents and the rows come in their order."""
         spec, table = self._spec, self._spec.table
         column = table.c[spec.parent or "id"]
         statement: Select[Any] = select(*raw_columns(spec)).where(
@@ -104,7 +102,7 @@ class Statements:
 
     @lru_cache(maxsize=16)  # noqa: B019 - lives as long as the registry
     def get_by_id(self, places: int) -> str:
-        """namespace, `places` ids -> rows, in no order."""  # noqa: D403
+        """namespace, `places` ids -> rows, in no order."""
         table = self._spec.table
         return _text(
             select(*raw_columns(self._spec)).where(

@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -29,8 +28,9 @@ __all__ = ["Durable"]
 class Durable:
     """Three kept connections of one engine, each with its own thread.
 
-    `writer` commits, `reader` answers point reads, `scan` runs everything that may take long (lists, counts, rebuilds), so
-    that a long scan never stands in front of a point read. More readers measured slower: they fight for the interpreter.
+    `writer` commits, `reader` answers point reads, `scan` runs everything that may take long (lists, counts, rebuilds),
+    so that a long scan never stands in front of a point read. More readers measured slower: they fight for the
+    interpreter.
     """
 
     target: Target
@@ -56,7 +56,7 @@ class Durable:
         async with AsyncExitStack() as resources:
             resources.callback(self.target.remove_folder)
             self.target.require_folder()
-            if not Path(self.target.path).exists() or Path(self.target.path).stat().st_size == 0:
+            if self.target.is_empty():
                 await self._upgrade(None)
             engine = make_engine(self.target, self._settings.timeout_s)
             resources.push_async_callback(engine.dispose)

@@ -113,7 +113,8 @@ def check_text(record: Record, name: str, value: Any) -> str:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             record._refuse(name, f"has a lone surrogate at character {error.start}, which no UTF-8 text can hold")
-    return value if type(value) is str else str.__str__(value)  # an enum's member becomes its plain word
+    plain: str = str.__str__(value)  # an enum's member becomes its plain word
+    return plain
 
 
 def check_key(record: Record, name: str, value: Any) -> str:

@@ -83,7 +83,7 @@ def ShortText() -> String:  # noqa: N802 - reads as a column type
 def Json() -> JSON:  # noqa: N802 - reads as a column type
     """Return the type of JSON values.
 
-    TEXT on SQLite: a column declared JSON has numeric affinity there, which turns the JSON text `1e2` into the integer 100.
+    TEXT on SQLite: a column declared JSON has numeric affinity there, which turns the JSON text `1e2` into 100.
     """
     return JSON().with_variant(Text(), "sqlite")
 

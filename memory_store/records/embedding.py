@@ -84,7 +84,7 @@ class Embedding(Record):
             )
 
     @property
-    def vector(self) -> memoryview:
+    def vector(self) -> memoryview[float]:
         """The numbers, read-only and without a copy; `numpy.frombuffer(record.embedding, "<f4")` makes an array."""
         return memoryview(_swap_on_big_endian(self.embedding)).cast("f")
 

@@ -2,8 +2,8 @@
 
 The five stored kinds, the change log (`changes`) and its head with the identity of this database.
 
-Times are microseconds since 1970 (BIGINT). JSON is TEXT on SQLite: a column declared JSON has numeric affinity there and
-would turn the JSON text `1e2` into the integer 100.
+Times are microseconds since 1970 (BIGINT). JSON is TEXT on SQLite: a column declared JSON has numeric affinity there
+and would turn the JSON text `1e2` into the integer 100.
 
 Revision: 0001
 Follows: nothing
@@ -152,7 +152,6 @@ def upgrade() -> None:
         sa.Column("nonce", sa.BigInteger(), nullable=False),
         sa.Column("image", sa.LargeBinary()),
         sa.PrimaryKeyConstraint("shard", "position", "idx", name="pk_changes"),
-        sqlite_with_rowid=False,
     )
     # Which database this is: a saved cache of another one must never be used, whatever its position.
     op.bulk_insert(head, [{"shard": 0, "position": 0, "nonce": 0, "store_id": uuid.uuid4().hex, "epoch": 1}])

@@ -33,8 +33,6 @@ def connection_pragmas(timeout_s: float, *, durable: bool) -> str:
         # Checkpoints are ours, under the lock file (see lock.py); SQLite's own would run inside any commit. A private
         # database has one writing connection, which cannot meet itself.
         f"PRAGMA wal_autocheckpoint = {0 if durable else 1000};"
-        # A finished WAL is cut, so that its size tells how much waits for a checkpoint.
-        "PRAGMA journal_size_limit = 1048576;"
         "PRAGMA trusted_schema = OFF;"
     )
 
