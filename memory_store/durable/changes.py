@@ -53,6 +53,8 @@ CHANGES = Table(
     Column("at", UtcDateTime, nullable=False),
     # The commit's own random number: a position reached again after a restore has another one.
     Column("nonce", BigInteger, nullable=False),
+    # The version this change replaced or deleted, for kinds with history: with the row itself that is every version,
+    # and an insert, the commonest change, is not written twice.
     Column("image", LargeBinary),
     # An ordinary table on SQLite: WITHOUT ROWID measured +40 % on a batch of 64 writes with images.
     PrimaryKeyConstraint("shard", "position", "idx"),
@@ -72,7 +74,8 @@ class Change(NamedTuple):
     """One change of one record, or of all records of a parent (`key` None).
 
     `body` is the packed new row, None after a delete, empty where it was not worth packing. `follows` says where a part
-    stands among its parent's records: True at their end, False as the first one, None unknown.
+    stands among its parent's records: True at their end, False as the first one, None unknown. `image` is the packed row
+    this change replaced or deleted, for kinds with history.
     """
 
     kind: str
@@ -83,6 +86,7 @@ class Change(NamedTuple):
     revision: int | None
     body: bytes | None = None
     follows: bool | None = None
+    image: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ _COMMIT_PAGES, _CHANGE_PAGES = 8, 1
 class Checkpointer:
     """Checkpoints on the writer's own thread, between two transactions, when the WAL has grown.
 
-    How many pages wait in the WAL is estimated from the commits since the last checkpoint. The file's size does not tell:
-    it is kept and written over, because a commit that makes a file longer syncs 60 % slower (378 against 235 µs), which
-    is why `journal_size_limit` is not used either.
+    How many pages wait in the WAL is estimated from the commits since the last checkpoint. The file's size does not
+    tell: it is kept and written over, because a commit that makes a file longer syncs 60 % slower (378 against 235 µs),
+    which is why `journal_size_limit` is not used either.
 
     Args:
         path: the database file.
@@ -46,8 +46,8 @@ class Checkpointer:
         """Note a commit of some changes, and checkpoint if enough pages wait.
 
         A checkpoint that could not finish, because a reader still needs old pages or another process writes, is tried
-        again once as many pages have come on top. One that fails loses nothing, since the WAL still holds everything, so
-        it does not fail the write before it.
+        again once as many pages have come on top. One that fails loses nothing, since the WAL still holds everything,
+        so it does not fail the write before it.
         """
         self._guessed += _COMMIT_PAGES + changes * _CHANGE_PAGES
         if self._guessed * self._correction < self._put_off_until:

@@ -68,7 +68,7 @@ class RecordSpec(Generic[R]):
         order: columns that order the records of one parent.
         number: integer column the store fills per parent (1, 2, 3, ...) when it is None.
         warm_by: column whose highest values are cached first in a rebuild; parts come with their episode.
-        history: whether the change log keeps an image of each version.
+        history: whether the change log keeps the versions that were replaced or deleted.
     """
 
     record: type[R]

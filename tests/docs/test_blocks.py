@@ -1,0 +1,86 @@
+"""Every code block of every page does what the page says."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, REPOSITORY, blocks_of, name_of
+
+PYTHON = [page for page in PAGES if {b.language for b in blocks_of(page.read_text("utf-8"))} & {"python", "console"}]
+DIAGRAMS = ("flowchart ", "sequenceDiagram", "stateDiagram-v2", "classDiagram", "erDiagram", "xychart-beta")
+
+
+def run_page(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "dev", "-m", "tests.docs.run_page", str(page)],
+        cwd=folder,
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(folder), "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("page", PYTHON, ids=name_of)
+def test_blocks_run(page: Path, tmp_path: Path) -> None:
+    done = run_page(page, tmp_path)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("block", "complaint"),
+    [
+        ("```python\nprint(1)  #> 2\n```\n", "prints ['1'], the page says ['2']"),
+        ("```python\nprint(1)\n```\n", "prints ['1'], the page says []"),
+        ("```python\n1 / 0\n```\n", "ZeroDivisionError"),
+        ("```python\nimport asyncio\nawait asyncio.sleep(0)\nprint(name)\n```\n", "NameError"),
+        ("```console\n$ python -c 'raise SystemExit(3)'\n```\n", "ended with 3"),
+        ("```console\n$ rm -rf nothing\n```\n", "do not know"),
+    ],
+)
+def test_a_wrong_block_is_noticed(block: str, complaint: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n\n{block}", "utf-8")
+
+    done = run_page(page, tmp_path)
+
+    assert done.returncode != 0
+    assert complaint in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_blocks_have_a_language_and_the_right_form(page: Path) -> None:
+    for block in blocks_of(page.read_text("utf-8")):
+        place = f"{name_of(page)}:{block.line}"
+        if block.language == "json":
+            json.loads(block.text)
+        elif block.language == "jsonl":
+            assert [json.loads(line) for line in block.text.splitlines()], place
+        elif block.language == "toml":
+            tomllib.loads(block.text)
+        elif block.language == "ini":
+            configparser.ConfigParser().read_string(block.text)
+        elif block.language == "mermaid":
+            assert block.text.startswith(DIAGRAMS), place
+        else:
+            assert block.language in {"python", "console", "text"}, place
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_make_commands_exist(page: Path) -> None:
+    targets = set(re.findall(r"(?m)^([a-z-]+):", (REPOSITORY / "Makefile").read_text("utf-8")))
+    text = page.read_text("utf-8")
+    console = "".join(block.text for block in blocks_of(text) if block.language == "console")
+
+    named = set(re.findall(r"(?m)^\$ make ([a-z-]+)", console)) | set(re.findall(r"`make ([a-z-]+)", text))
+
+    assert named <= targets
