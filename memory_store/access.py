@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
-
-from sqlalchemy import Connection, Select
+from typing import Any, NoReturn
 
 from memory_store.cache.readthrough import ReadThrough
 from memory_store.cache.tier import CacheTier, Space
 from memory_store.codec import Row
 from memory_store.config import Limits
 from memory_store.durable.operations import Operation
-from memory_store.durable.query import query_id
-from memory_store.durable.reader import read_by_id
-from memory_store.durable.statements import head_select
+from memory_store.durable.query import Query
+from memory_store.durable.reader import read_by_id, read_head
 from memory_store.durable.tier import Durable
 from memory_store.errors import ConfigurationError, StoreClosedError
 from memory_store.records import QueryResult
 
 __all__ = ["TieredAccess"]
-
-T = TypeVar("T")
 
 
 class TieredAccess:
@@ -104,27 +98,22 @@ class TieredAccess:
                 "this task has a transaction open: write through it (tx.episodes.put ...) or after its end"
             )
 
-    async def query(self, work: Callable[[Connection], T]) -> T:
+    async def query(self, query: Query) -> list[tuple[Any, ...]]:
         """Run a query on the lane for long reads."""
         self.require_usable()
-        return await self.durable.scan.run_core(work)
+        return await self.durable.scan.run(lambda connection: connection.execute(*query).fetchall())
 
-    async def count(self, reads: Space, statement: Select[Any]) -> int:
-        """Run a statement that counts, unless the cache knows its answer and the kind has not changed since."""
+    async def count(self, reads: Space, query: Query) -> int:
+        """Run a query that counts, unless the cache knows its answer and the kind has not changed since."""
         self.require_usable()
-        id_ = query_id(statement)
-        known = None if id_ is None else self.cache.read_result(reads, id_)
+        known = self.cache.read_result(reads, query.id)
         if known is not None and known.total is not None:
             return known.total
         # The position is read first: changes that come in between make the result void sooner than needed, never later.
-        position, total = await self.durable.scan.run_core(
-            lambda connection: (
-                int(connection.exec_driver_sql(head_select).scalar_one()),
-                int(connection.execute(statement).scalar_one()),
-            )
+        position, total = await self.durable.scan.run(
+            lambda connection: (read_head(connection).position, int(connection.execute(*query).fetchone()[0]))
         )
-        if id_ is not None:
-            self.cache.put_result(reads, QueryResult(id=id_, total=total), position)
+        self.cache.put_result(reads, QueryResult(id=query.id, total=total), position)
         return total
 
     def _refuse(self) -> NoReturn:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol
 
-from sqlalchemy import Connection, Select
 from sqlalchemy.sql.elements import ColumnElement
 
 from memory_store.cache.tier import Space
 from memory_store.codec import CODECS, Row
 from memory_store.config import Limits
 from memory_store.durable.operations import Delete, Operation, Put, Update
-from memory_store.durable.query import count_statement, cursor_after, page_statement, parse_order, row_of
+from memory_store.durable.query import Query, count_query, cursor_after, page_query, parse_order, row_of
 from memory_store.errors import ConfigurationError
 from memory_store.records import Record, RecordSpec
 from memory_store.records.spec import R
 
 __all__ = ["Access", "Collection", "Page", "Parts"]
-
-T = TypeVar("T")
 
 _MAX_PAGE = 1000
 _STREAM_PAGE = 256
@@ -52,11 +49,11 @@ class Access(Protocol):
         """Make a write durable and visible, and return its result."""
         ...
 
-    async def count(self, reads: Space, statement: Select[Any]) -> int:
-        """Run a statement that counts records of the kind and namespace of `reads`."""
+    async def count(self, reads: Space, query: Query) -> int:
+        """Run a query that counts records of the kind and namespace of `reads`."""
         ...
 
-    async def query(self, work: Callable[[Connection], T]) -> T:
+    async def query(self, query: Query) -> builtins.list[tuple[Any, ...]]:
         """Run a query in one hop."""
         ...
 
@@ -219,15 +216,15 @@ class Collection(Generic[R]):
 
     async def count(self, where: ColumnElement[bool] | None = None) -> int:
         """Return how many records meet a condition; kept in the cache until a record of the kind changes."""
-        return await self._access.count(self._space, count_statement(self._spec, self._namespace, where))
+        return await self._access.count(self._space, count_query(self._spec, self._namespace, where))
 
     async def _page(
         self, where: Any, order_by: Any, limit: int, cursor: str | None
     ) -> tuple[builtins.list[Row], str | None]:
         orders = parse_order(self._spec, order_by)
         # One more than asked for tells whether another page follows.
-        statement = page_statement(self._spec, self._namespace, where, orders, limit + 1, cursor)
-        rows = await self._access.query(lambda connection: connection.execute(statement).fetchall())
+        query = page_query(self._spec, self._namespace, where, orders, limit + 1, cursor)
+        rows = await self._access.query(query)
         following = cursor_after(orders, rows[limit - 1]) if len(rows) > limit else None
         return [row_of(self._spec, row) for row in rows[:limit]], following
 

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, TypeVar
-
-from sqlalchemy import Connection, Select
+from typing import Any
 
 from memory_store.cache.tier import Space
 from memory_store.clock import now_us
@@ -23,13 +20,12 @@ from memory_store.durable.changes import Commit
 from memory_store.durable.dialects.sqlite import translate
 from memory_store.durable.lane import Lane
 from memory_store.durable.operations import Context, Operation
+from memory_store.durable.query import Query
 from memory_store.durable.reader import Key, read_by_id, read_keys
 from memory_store.durable.writer import Exclusive, rollback, run_in_savepoint, write_log_and_commit
 from memory_store.errors import ConfigurationError, DurableTimeoutError
 
 __all__ = ["UnitOfWork"]
-
-T = TypeVar("T")
 
 
 class UnitOfWork:
@@ -86,14 +82,14 @@ class UnitOfWork:
         key = Key(space.kind, space.namespace, id_)
         return (await self.lane.run(lambda connection: read_keys(connection, [key])))[key]
 
-    async def count(self, reads: Space, statement: Select[Any]) -> int:
-        """Run a statement that counts, as the transaction sees the rows."""
-        return await self.query(lambda connection: int(connection.execute(statement).scalar_one()))
+    async def count(self, reads: Space, query: Query) -> int:
+        """Run a query that counts, as the transaction sees the rows."""
+        return int((await self.query(query))[0][0])
 
-    async def query(self, work: Callable[[Connection], T]) -> T:
+    async def query(self, query: Query) -> list[tuple[Any, ...]]:
         """Run a query as the transaction sees the rows."""
         self._require_open()
-        return await self.lane.run_core(work)
+        return await self.lane.run(lambda connection: connection.execute(*query).fetchall())
 
     async def rows_by_id(self, kind: str, namespace: str, ids: list[str]) -> dict[str, Row]:
         """Read rows by id as the transaction sees them."""

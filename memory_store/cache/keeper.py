@@ -11,7 +11,7 @@ from typing import Literal
 
 from memory_store.cache.rebuild import Progress, rebuild
 from memory_store.cache.snapshot import Header, SavedEntry, Snapshot, save
-from memory_store.cache.tier import CacheTier, Fence
+from memory_store.cache.tier import CacheTier, Fence, Space
 from memory_store.codec import fingerprint
 from memory_store.durable.changes import HeadState
 from memory_store.durable.lane import Lane
@@ -20,6 +20,9 @@ from memory_store.durable.schema import HEAD_REVISION
 from memory_store.errors import CacheError, MemoryStoreError
 
 __all__ = ["CacheKeeper", "CacheStatus", "version_key"]
+
+# Entries collected before other tasks get a turn: about 1 ms.
+_COPY_AT_ONCE = 1000
 
 
 def version_key(own_version: str) -> str:
@@ -149,12 +152,24 @@ class CacheKeeper:
             if head.position != position:
                 return
             header = Header(self._version_key, head.store_id, head.epoch, head.position, head.nonce)
-            entries = list(self._cache.snapshot())
+            entries = await self._entries()
             await asyncio.to_thread(save, self._folder, header, entries)
         except MemoryStoreError as error:
             self._error = str(error)
         else:
             self._saved_at = position
+
+    async def _entries(self) -> list[tuple[Space, str, bytes]]:
+        """Return the entries, letting other tasks run between some and some.
+
+        One that changes meanwhile does no harm: its commit moves the head, and the saved cache is not used then.
+        """
+        keys = self._cache.keys()
+        entries: list[tuple[Space, str, bytes]] = []
+        for start in range(0, len(keys), _COPY_AT_ONCE):
+            entries += self._cache.entries(keys[start : start + _COPY_AT_ONCE])
+            await asyncio.sleep(0)
+        return entries
 
     async def close(self) -> None:
         """Stop the background work and save."""

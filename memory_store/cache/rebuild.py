@@ -6,13 +6,10 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
-
 from memory_store.cache.tier import CacheTier
 from memory_store.codec import pack_row
 from memory_store.durable.lane import Lane
-from memory_store.durable.reader import Key, Snapshot, snapshot_of
-from memory_store.records import PARTS, RECORDS
+from memory_store.durable.reader import Key, Snapshot, newest_keys, snapshot_of
 
 __all__ = ["Progress", "rebuild"]
 
@@ -39,7 +36,7 @@ async def rebuild(cache: CacheTier, scan: Lane, used: Sequence[Key], progress: P
         progress: kept up to date.
     """
     limit = cache.max_bytes // _SMALLEST_ENTRY_BYTES
-    newest = await scan.run_core(lambda connection: _newest_keys(connection, limit))
+    newest = await scan.run(lambda connection: newest_keys(connection, limit))
     plan = list(dict.fromkeys([*used[:limit], *newest]))
     progress.total = len(plan)
     filled: list[Key] = []
@@ -68,17 +65,3 @@ def _reading(keys: list[Key]) -> Callable[[sqlite3.Connection], Snapshot]:
 def _batches(keys: Sequence[Key]) -> Iterator[list[Key]]:
     for start in range(0, len(keys), _BATCH_KEYS):
         yield list(keys[start : start + _BATCH_KEYS])
-
-
-def _newest_keys(connection: Connection, limit: int) -> list[Key]:
-    keys: list[Key] = []
-    for spec in RECORDS.values():
-        if spec.parent is not None:
-            continue
-        table = spec.table
-        newest = table.c[spec.warm_by].desc()
-        for namespace, id_ in connection.execute(select(table.c.namespace, table.c.id).order_by(newest).limit(limit)):
-            keys.append(Key(spec.kind, namespace, id_))
-            if spec.kind == "episode":
-                keys.extend(Key(part.kind, namespace, id_) for part in PARTS)
-    return keys[:limit]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +106,7 @@ class CacheTier:
         self.position = 0
         """Newest commit that has been applied here."""
         ttls = {kind: spec.ttl_s for kind, spec in RECORDS.items()} | {QueryResult.kind: QueryResult.ttl_s}
+        self.failures = 0
         self._ttl_s = {kind: float(ttl_s.get(kind, own)) for kind, own in ttls.items()}
         self.counters = {kind: Counters() for kind in ttls}
         self._entries = _Entries()
@@ -191,6 +192,15 @@ class CacheTier:
         if commit.position != self.position + 1:
             self._forget(commit.position - 1)
         self.position = commit.position
+        try:
+            self._publish(commit)
+        except (
+            Exception
+        ):  # the write is durable and must be answered; an empty cache is right, a half-applied one is not
+            self.failures += 1
+            self._forget(commit.position)
+
+    def _publish(self, commit: Commit) -> None:
         if len(commit.changes) > PUBLISH_LIMIT:
             self._invalidate(commit)
             return
@@ -278,17 +288,14 @@ class CacheTier:
         self._put(key, entry, self._entries.peek(key))
         space.counters.fills += 1
 
-    def snapshot(self) -> Iterator[tuple[Space, str, bytes]]:
-        """Yield the live entries, least recently used first, as they are when they are reached.
+    def keys(self) -> list[str]:
+        """Return the cache keys, least recently used first."""
+        return self._entries.oldest_first()
 
-        An entry newer than the position noted with a snapshot does no harm: whoever loads the snapshot applies the log
-        from that position and so drops it.
-        """
-        for key in self._entries.oldest_first():
-            entry = self._entries.peek(key)
-            space, id_ = self.space_of(key)
-            if entry is not None and space.kind in RECORDS:  # query results are cheap to find again
-                yield space, id_, entry
+    def entries(self, keys: Iterable[str]) -> list[tuple[Space, str, bytes]]:
+        """Return the entries of those keys that are still there, to be saved; query results are cheap to find again."""
+        found = ((self.space_of(key), self._entries.peek(key)) for key in keys)
+        return [(space, id_, entry) for (space, id_), entry in found if entry is not None and space.kind in RECORDS]
 
     def refresh(self, keys: Iterable[tuple[Space, str]]) -> None:
         """Make entries recently used, the last one most."""

@@ -74,8 +74,8 @@ class Change(NamedTuple):
     """One change of one record, or of all records of a parent (`key` None).
 
     `body` is the packed new row, None after a delete, empty where it was not worth packing. `follows` says where a part
-    stands among its parent's records: True at their end, False as the first one, None unknown. `image` is the packed row
-    this change replaced or deleted, for kinds with history.
+    stands among its parent's records: True at their end, False as the first one, None unknown. `image` is the packed
+    row this change replaced or deleted, for kinds with history.
     """
 
     kind: str

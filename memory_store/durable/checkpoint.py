@@ -6,6 +6,7 @@ import os
 import sqlite3
 
 from memory_store.durable.lock import FileLock
+from memory_store.errors import MemoryStoreError
 
 __all__ = ["Checkpointer"]
 
@@ -54,7 +55,7 @@ class Checkpointer:
             return
         try:
             finished = self.checkpoint(connection)
-        except sqlite3.Error:
+        except (sqlite3.Error, MemoryStoreError):
             self.failures += 1
             finished = False
         if not finished:

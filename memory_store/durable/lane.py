@@ -14,9 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import aiosqlite
-from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import StaticPool
 
 from memory_store.durable.dialects.sqlite import translate
 
@@ -25,32 +23,12 @@ __all__ = ["Lane"]
 T = TypeVar("T")
 
 
-class _Borrowed:
-    """The lane's connection as SQLAlchemy may use it: it reads, but a transaction on it is not its to end."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
-
-    def commit(self) -> None:
-        pass
-
-    def rollback(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 class Lane:
     """Runs functions one after another on one connection's thread."""
 
     def __init__(self, connection: Any, driver: aiosqlite.Connection, loop: asyncio.AbstractEventLoop) -> None:
         self._pooled, self._driver, self._loop = connection, driver, loop
         self._sqlite = driver._conn
-        self._core: Engine | None = None
 
     @classmethod
     async def open(cls, engine: AsyncEngine) -> Lane:
@@ -83,20 +61,7 @@ class Lane:
         except Exception as error:
             raise translate(error) from error
 
-    async def run_core(self, function: Callable[[Connection], T]) -> T:
-        """Run `function` with a SQLAlchemy Core connection over this lane's connection, in the same single hop."""
-
-        def work(connection: sqlite3.Connection) -> T:
-            if self._core is None:
-                borrowed = _Borrowed(connection)
-                self._core = create_engine("sqlite://", creator=lambda: borrowed, poolclass=StaticPool)
-            with self._core.connect() as core:
-                return function(core)
-
-        return await self.run(work)
-
     async def close(self) -> None:
         """Wait for what is queued, then close the connection."""
-        self._core = None
         await self._driver.close()
         self._pooled.detach()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union
 
 from memory_store.codec import CODECS, Row, pack_row
 from memory_store.config import Limits
@@ -22,6 +22,9 @@ from memory_store.durable.lookup import Ask, Work, find_existing, parent_of, pla
 from memory_store.durable.statements import STATEMENTS, in_groups
 from memory_store.errors import ConflictError, InvalidRecordError, RecordNotFoundError
 from memory_store.records import PARTS, RecordSpec
+
+if TYPE_CHECKING:
+    from memory_store.durable.restore import Restore
 
 __all__ = ["Ask", "Collision", "Context", "Delete", "Operation", "Put", "PutTogether", "Update", "Work"]
 
@@ -201,7 +204,7 @@ class Delete:
         return True
 
 
-Operation: TypeAlias = Put | Update | Delete
+Operation: TypeAlias = Union[Put, Update, Delete, "Restore"]
 
 
 def _change(

@@ -5,24 +5,22 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import itertools
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgpack
-from cachetools import LRUCache
-from sqlalchemy import Column, Select, and_, false, func, literal, or_, select, type_coerce
+from sqlalchemy import BigInteger, Column, Select, and_, bindparam, false, func, or_, select, type_coerce
 from sqlalchemy.sql.elements import ColumnElement, Grouping, UnaryExpression
 from sqlalchemy.sql.operators import asc_op, desc_op
 from sqlalchemy.types import NullType
 
 from memory_store.codec import Row, pack_row
+from memory_store.durable.compiled import compiled
 from memory_store.durable.statements import raw_columns
 from memory_store.errors import ConfigurationError
 from memory_store.records import RecordSpec
 
-__all__ = ["Order", "count_statement", "cursor_after", "page_statement", "parse_order", "query_id"]
+__all__ = ["Order", "Query", "count_query", "cursor_after", "page_query", "parse_order"]
 
 
 class Order(NamedTuple):
@@ -66,93 +64,99 @@ def _own_expression(spec: RecordSpec[Any], expression: Any, name: str) -> Column
     return expression
 
 
-def query_id(statement: Select[Any]) -> str | None:
-    """Return a short text that two statements share only if they ask the same; None where that cannot be said.
+class Query(NamedTuple):
+    """A statement ready for the driver."""
 
-    SQLAlchemy's cache key tells the shape (it is what its own statement cache relies on, pinned by a test), the values
-    are hashed beside it.
-    """
-    key = statement._generate_cache_key()
-    if key is None:
-        return None
-    values = [parameter.value for parameter in key.bindparams]
-    flat = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
-    if not all(item is None or isinstance(item, str | int | float | bool | bytes | datetime) for item in flat):
-        return None
-    shape = _SHAPES.setdefault(key.key, next(_SHAPE_NUMBERS))
-    return f"{shape}:{hashlib.blake2b(repr(values).encode(), digest_size=16).hexdigest()}"
+    text: str
+    parameters: list[Any]
+
+    @property
+    def id(self) -> str:
+        """A hash that two queries share only if they ask the same."""
+        return hashlib.blake2b(f"{self.text}{self.parameters!r}".encode(), digest_size=16).hexdigest()
 
 
-# Numbers of the statement shapes seen lately; one that drops out is numbered anew, which costs a cache miss.
-_SHAPES: LRUCache[Any, int] = LRUCache(maxsize=512)
-_SHAPE_NUMBERS = itertools.count()
-
-
-def _within(spec: RecordSpec[Any], namespace: str, where: Any) -> ColumnElement[bool]:
-    inside = spec.table.c.namespace == namespace
-    if where is None:
-        return inside
-    # Grouped: whatever the expression renders as, an OR in it cannot reach past the namespace.
-    return and_(inside, Grouping(_own_expression(spec, where, "where")))
-
-
-def page_statement(
+def page_query(
     spec: RecordSpec[Any],
     namespace: str,
-    where: Any,
+    where: ColumnElement[bool] | None,
     orders: Sequence[Order],
     limit: int,
     cursor: str | None,
-) -> Select[Any]:
-    """Return the statement of one page: the row's columns, then the value of each part of the order.
+) -> Query:
+    """Return the query of one page: the row's values, then the value of each part of the order.
 
     A page continues by value, not by offset: it costs the same wherever it starts, and rows that come or go meanwhile
     are neither repeated nor skipped.
     """
-    conditions = [_within(spec, namespace, where)]
-    if cursor is not None:
-        conditions.append(_after(orders, _read_cursor(spec, orders, cursor)))
-    return (
-        select(*raw_columns(spec), *(_raw(order.expression).label(f"order_{i}") for i, order in enumerate(orders)))
-        .where(*conditions)
-        # NULL sorts before all values in SQLite; said, so that every database and `_after` agree.
-        .order_by(
-            *(o.expression.desc().nulls_last() if o.descending else o.expression.asc().nulls_first() for o in orders)
+    after = None if cursor is None else _read_cursor(spec, orders, cursor)
+    values = {"namespace_": namespace, "limit_": limit}
+    values.update({f"after_{i}": value for i, value in enumerate(after or ())})
+    nulls = None if after is None else tuple(value is None for value in after)
+
+    def build() -> Select[Any]:
+        statement = select(*raw_columns(spec), *(_raw(order.expression) for order in orders)).where(
+            _within(spec, where)
         )
-        .limit(limit)
+        if nulls is not None:
+            statement = statement.where(_after(orders, nulls))
+        # NULL sorts before all values in SQLite; said, so that every database and `_after` agree.
+        return statement.order_by(
+            *(o.expression.desc().nulls_last() if o.descending else o.expression.asc().nulls_first() for o in orders)
+        ).limit(bindparam("limit_", type_=BigInteger()))
+
+    given = [*([] if where is None else [_own_expression(spec, where, "where")]), *(o.expression for o in orders)]
+    shape = ("page", spec.kind, where is None, tuple(order.descending for order in orders), nulls)
+    return Query(*compiled(shape, given, values, build))
+
+
+def count_query(spec: RecordSpec[Any], namespace: str, where: ColumnElement[bool] | None) -> Query:
+    """Return the query that counts."""
+    given = [] if where is None else [_own_expression(spec, where, "where")]
+    return Query(
+        *compiled(
+            ("count", spec.kind, where is None),
+            given,
+            {"namespace_": namespace},
+            lambda: select(func.count()).select_from(spec.table).where(_within(spec, where)),
+        )
     )
 
 
-def count_statement(spec: RecordSpec[Any], namespace: str, where: Any) -> Select[Any]:
-    """Return the statement that counts."""
-    return select(func.count()).select_from(spec.table).where(_within(spec, namespace, where))
+def _within(spec: RecordSpec[Any], where: ColumnElement[bool] | None) -> ColumnElement[bool]:
+    inside = spec.table.c.namespace == bindparam("namespace_")
+    # Grouped: whatever the expression renders as, an OR in it cannot reach past the namespace.
+    return inside if where is None else and_(inside, Grouping(where))
 
 
 def _raw(expression: ColumnElement[Any]) -> ColumnElement[Any]:
     return type_coerce(expression, NullType())  # the stored value, untouched by its type
 
 
-def _after(orders: Sequence[Order], values: Sequence[Any]) -> ColumnElement[bool]:
-    """Return the condition of standing after these values: later in the first part, or equal and later in the rest."""
-    (first, descending), rest = orders[0], orders[1:]
+def _after(orders: Sequence[Order], nulls: Sequence[bool], index: int = 0) -> ColumnElement[bool]:
+    """Return the condition of standing after a cursor's values (parameters `after_0`, ...), of which some are NULL.
+
+    Later in this part of the order, or equal in it and later in the rest.
+    """
+    first, descending = orders[index]
     expression = _raw(first)
     open_end = descending and not (isinstance(first, Column) and not first.nullable)  # NULL comes last then
     bound: ColumnElement[bool] | None = None
     ways: list[ColumnElement[bool]] = []
-    if values[0] is None:
+    if nulls[index]:
         same: ColumnElement[bool] = expression.is_(None)
         if not descending:
             ways.append(expression.is_not(None))
     else:
-        value = literal(values[0], NullType())
+        value = bindparam(f"after_{index}", type_=NullType())
         same = expression == value
         ways.append(expression < value if descending else expression > value)
         if open_end:
             ways.append(expression.is_(None))
         else:  # a range for the index, which an OR alone is not
             bound = expression <= value if descending else expression >= value
-    if rest:
-        ways.append(and_(same, _after(rest, values[1:])))
+    if index + 1 < len(orders):
+        ways.append(and_(same, _after(orders, nulls, index + 1)))
     condition = or_(false(), *ways)
     return condition if bound is None else and_(bound, condition)
 

@@ -17,9 +17,9 @@ from memory_store.durable.changes import HeadState
 from memory_store.durable.dialects.sqlite import translate
 from memory_store.durable.lane import Lane
 from memory_store.durable.statements import STATEMENTS, batch_size, head_select, pad
-from memory_store.records import RECORDS
+from memory_store.records import PARTS, RECORDS
 
-__all__ = ["Key", "Reader", "Snapshot", "read_head", "read_keys"]
+__all__ = ["Key", "Reader", "Snapshot", "newest_keys", "read_by_id", "read_head", "read_keys", "snapshot_of"]
 
 _BATCH_KEYS = 512
 
@@ -127,3 +127,15 @@ def read_by_id(connection: sqlite3.Connection, kind: str, namespace: str, ids: l
         for row in connection.execute(STATEMENTS[kind].get_by_id(places), (namespace, *pad(chunk, places))):
             found[row[0]] = row
     return found
+
+
+def newest_keys(connection: sqlite3.Connection, limit: int) -> list[Key]:
+    """Return the keys worth caching first, of all namespaces: by each kind's `warm_by`, episodes with their parts."""
+    keys: list[Key] = []
+    for kind, spec in RECORDS.items():
+        if spec.parent is None:
+            for namespace, id_ in connection.execute(STATEMENTS[kind].newest, (limit,)):
+                keys.append(Key(kind, namespace, id_))
+                if kind == "episode":
+                    keys.extend(Key(part.kind, namespace, id_) for part in PARTS)
+    return keys[:limit]

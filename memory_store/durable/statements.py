@@ -32,6 +32,7 @@ from memory_store.durable.changes import CHANGES, HEAD, SHARD
 from memory_store.records import RECORDS, RecordSpec
 
 __all__ = [
+    "DIALECT",
     "STATEMENTS",
     "Statements",
     "batch_size",
@@ -43,13 +44,13 @@ __all__ = [
     "raw_columns",
 ]
 
-_DIALECT: Dialect = sqlite.dialect(paramstyle="qmark")
+DIALECT: Dialect = sqlite.dialect(paramstyle="qmark")
 _MAX_BATCH = 512
 _ONE: ColumnElement[int] = literal_column("1")
 
 
 def _text(statement: ClauseElement) -> str:
-    return str(statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True}))
+    return str(statement.compile(dialect=DIALECT, compile_kwargs={"render_postcompile": True}))
 
 
 def raw_columns(spec: RecordSpec[Any]) -> list[ColumnElement[Any]]:
@@ -83,6 +84,10 @@ class Statements:
         self.delete = _text(delete(table).where(one))
         # namespace, id -> row
         self.get = _text(select(*raw_columns(spec)).where(one))
+        # limit -> namespace, id
+        self.newest = _text(
+            select(table.c.namespace, table.c.id).order_by(table.c[spec.warm_by].desc()).limit(bindparam("limit"))
+        ).removesuffix(" OFFSET ?")
         self.parent_exists = self.last_number = self.has_parts = self.numbers = ""
         if spec.parent is not None:
             episodes = RECORDS["episode"].table

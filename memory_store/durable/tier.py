@@ -6,7 +6,6 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -14,13 +13,11 @@ from memory_store.config import Settings
 from memory_store.durable import schema
 from memory_store.durable.changes import Commit, HeadState
 from memory_store.durable.checkpoint import Checkpointer
-from memory_store.durable.dialects.sqlite import translate
 from memory_store.durable.engine import Target, make_engine
 from memory_store.durable.lane import Lane
 from memory_store.durable.lock import FileLock
 from memory_store.durable.reader import Reader, read_head
 from memory_store.durable.writer import Writer
-from memory_store.errors import SchemaMismatchError
 
 __all__ = ["Durable"]
 
@@ -60,12 +57,9 @@ class Durable:
                 await self._upgrade(None)
             engine = make_engine(self.target, self._settings.timeout_s)
             resources.push_async_callback(engine.dispose)
-            try:
-                await self._start(engine, resources)
-            except SchemaMismatchError as error:
-                if error.found is None or self._settings.migrate == "check":
-                    raise
-                await self._upgrade(error.found)
+            found = await self._start(engine, resources)
+            if found != schema.HEAD_REVISION:
+                await self._upgrade(found)
                 await self._start(engine, resources)
             self._resources = resources.pop_all()
         # The connections keep a private file alive; without a name, it is gone however the process ends.
@@ -77,7 +71,8 @@ class Durable:
         # In a thread: DDL, Alembic's import and waiting for another process would block the event loop.
         await asyncio.to_thread(schema.upgrade, self.target, self._settings.timeout_s)
 
-    async def _start(self, engine: AsyncEngine, resources: AsyncExitStack) -> None:
+    async def _start(self, engine: AsyncEngine, resources: AsyncExitStack) -> str | None:
+        """Open the lanes if the database is at this library's revision; return the revision it is at."""
         async with AsyncExitStack() as opened:
             lanes = []
             for _ in range(3):
@@ -85,7 +80,10 @@ class Durable:
                 opened.push_async_callback(lane.close)
                 lanes.append(lane)
             write, read, scan = lanes
-            self.head = await write.run(partial(_inspect, target=self.target))
+            found, head = await write.run(_inspect)
+            if head is None:
+                return found
+            self.head = head
             lock = FileLock(schema.lock_path(self.target.path), self._settings.timeout_s)
             opened.callback(lock.close)
             for lane in (read, scan):
@@ -95,6 +93,7 @@ class Durable:
             self.writer = Writer(write, lock, checkpointer, self._settings.actor, self._publish)
             self.reader, self.scan = Reader(read), scan
             resources.push_async_callback(opened.pop_all().aclose)
+            return found
 
     async def close(self) -> None:
         """Finish what is queued and close every connection."""
@@ -104,11 +103,6 @@ class Durable:
             await self._resources.aclose()
 
 
-def _inspect(connection: sqlite3.Connection, target: Target) -> HeadState:
-    try:
-        found = schema.read_revision(connection)
-        if found != schema.HEAD_REVISION:
-            raise SchemaMismatchError("", found=found, expected=schema.HEAD_REVISION)
-        return read_head(connection)
-    except sqlite3.Error as error:
-        raise translate(error) from error
+def _inspect(connection: sqlite3.Connection) -> tuple[str | None, HeadState | None]:
+    found = schema.read_revision(connection)
+    return found, read_head(connection) if found == schema.HEAD_REVISION else None

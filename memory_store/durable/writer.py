@@ -2,8 +2,8 @@
 
 No write waits for company. An idle writer commits at once; what arrives while a commit runs forms the next batch. A
 batch runs as one call on the connection's thread. Only when the database refuses something halfway is it run again with
-a savepoint round each write, so that the failing one fails alone (a savepoint a write measured +31 %, and nearly no batch
-fails).
+a savepoint round each write, so that the failing one fails alone (a savepoint a write measured +31 %, and nearly no
+batch fails).
 
 Cancelling a caller before its batch starts takes the write out; after that the batch runs to its end, and what it
 committed is published, so a cancelled caller never leaves a stale cache or an open transaction.
@@ -181,8 +181,8 @@ class Writer:
 def run_batch(connection: sqlite3.Connection, operations: Sequence[Operation], actor: str) -> Applied:
     """Run operations in one transaction, on the connection's thread. The caller holds the lock file.
 
-    Simple puts are first tried as inserts made together, then one by one, then each in a savepoint: every step is slower
-    and takes more. Nearly every batch ends with the first.
+    Simple puts are first tried as inserts made together, then one by one, then each in a savepoint: every step is
+    slower and takes more. Nearly every batch ends with the first.
     """
     for run_all in (_run_together, _run_bare, _run_in_savepoints):
         context = Context(now_us(), [])

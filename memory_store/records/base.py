@@ -113,8 +113,8 @@ def check_text(record: Record, name: str, value: Any) -> str:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             record._refuse(name, f"has a lone surrogate at character {error.start}, which no UTF-8 text can hold")
-    plain: str = str.__str__(value)  # an enum's member becomes its plain word
-    return plain
+    text: str = value
+    return text if type(text) is str else "".join(text)  # an enum's member becomes its plain word
 
 
 def check_key(record: Record, name: str, value: Any) -> str:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiosqlite
+
 from memory_store import MemoryStore
 from memory_store.durable import schema
 from memory_store.durable.engine import parse_url

@@ -9,7 +9,7 @@ from memory_store import Episode
 from memory_store.codec import CODECS, make_entry, pack_row, read_entry
 
 from .baselines import GET, aioconnect, filled, open_quiet, select_sql, some_ids
-from .harness import Measured, Sizes, Workspace, as_rate, compare
+from .harness import Measured, Sizes, Workspace, as_rate, compare, on_one_core
 from .rows import DOMAINS, NAMESPACE, episodes, stored_row
 
 _decode = CODECS["episode"].decode
@@ -42,6 +42,7 @@ async def hit(workspace: Workspace, sizes: Sizes) -> Measured:
         return measured
 
 
+@on_one_core
 async def miss(workspace: Workspace, sizes: Sizes) -> Measured:
     path = await filled(workspace, sizes.rows)
     ids = await some_ids(path, 200)
@@ -94,6 +95,7 @@ async def concurrent_misses(workspace: Workspace, sizes: Sizes) -> Measured:
         return as_rate(measured, unit="reads/s")
 
 
+@on_one_core
 async def list_page(workspace: Workspace, sizes: Sizes) -> Measured:
     path = await filled(workspace, sizes.rows)
     sql = select_sql("episode", "WHERE namespace = ? AND domain = ? ORDER BY created_at DESC, id DESC LIMIT ?")

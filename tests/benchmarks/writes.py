@@ -6,16 +6,17 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from memory_store import Episode, MemoryStore, Step
+from memory_store.clock import new_id, to_us
 
-from .baselines import aioconnect, connect, empty_database, insert_sql, open_quiet, url_of
-from .harness import Measured, Sizes, Workspace, as_rate, compare
-from .rows import NAMESPACE, episodes, steps, stored_row, text
+from .baselines import aioconnect, connect, empty_database, insert_sql, open_quiet
+from .harness import Measured, Sizes, Workspace, as_rate, compare, on_one_core
+from .rows import NAMESPACE, episodes, steps, stored_row
 
 _INSERT = insert_sql("episode")
 _INSERT_STEP = insert_sql("step")
@@ -26,6 +27,7 @@ def _rows(records: list[Episode]) -> list[tuple[Any, ...]]:
     return [(NAMESPACE, *stored_row(record)) for record in records]
 
 
+@on_one_core
 async def put_alone(workspace: Workspace, sizes: Sizes) -> Measured:
     count = min(sizes.slice, 40)
     path = await empty_database(workspace.new("put-alone-baseline"))
@@ -125,9 +127,76 @@ async def _put_block(store: MemoryStore, owners: list[Episode], parts: list[Step
 
 
 async def import_lines(workspace: Workspace, sizes: Sizes) -> Measured:
-    from memory_store import transfer  # late: it is needed by this benchmark alone
+    from memory_store import transfer  # here: it is part of the package that nothing else needs
 
-    raise NotImplementedError(transfer)
+    count = min(sizes.slice, 500)
+    connection = connect(await empty_database(workspace.new("import-baseline")))
+    try:
+        async with open_quiet(workspace.new("import")) as store:
+
+            async def ours(number: int) -> float:
+                lines = recorded_lines(count, number * count)
+                start = perf_counter()
+                report = await transfer.import_lines(store, lines)
+                took = perf_counter() - start
+                assert report.inserted["step"] == count * 5, report
+                return took / count
+
+            async def baseline(number: int) -> float:
+                lines = recorded_lines(count, number * count)
+                start = perf_counter()
+                await asyncio.to_thread(_load_lines, connection, lines)
+                return (perf_counter() - start) / count
+
+            times = await compare(ours, baseline, sizes.fewer(15), unit="", scale=1)
+            return as_rate(times, unit="lines/s")
+    finally:
+        connection.close()
 
 
-_ = (json, Path, url_of, text)
+def recorded_lines(count: int, first: int) -> list[bytes]:
+    """Return recorded runs as JSON lines, each with five steps and a new id."""
+    lines = []
+    for number, record in enumerate(episodes(count, first), first):
+        line = {
+            "id": record.id,
+            "task_type": record.task_type,
+            "domain": record.domain,
+            "context": record.context,
+            "status": "success" if number % 3 else "failure",
+            "reward_score": record.reward_score,
+            "created_at": record.created_at.isoformat(),
+            "completed_at": None,
+            "steps": [
+                {
+                    "step_number": step.step_number,
+                    "action": step.action,
+                    "result": step.result,
+                    "tool_name": step.tool_name,
+                    "duration_ms": step.duration_ms,
+                    "success": step.success,
+                    "timestamp": None,
+                }
+                for step in steps(record, 5, number)
+            ],
+        }
+        lines.append(json.dumps(line, ensure_ascii=False).encode())
+    return lines
+
+
+def _load_lines(connection: sqlite3.Connection, lines: list[bytes]) -> None:
+    """Do what a short script would do: no checks, no log, one transaction."""
+    rows, parts = [], []
+    for line in lines:
+        run = json.loads(line)
+        at = to_us(datetime.fromisoformat(run["created_at"]))
+        context = json.dumps(run["context"], ensure_ascii=False)
+        fixed = (run["task_type"], run["domain"], context, run["status"], None, run["reward_score"], None, None, "{}")
+        rows.append((NAMESPACE, run["id"], 1, at, at, *fixed))
+        for step in run["steps"]:
+            told = (step["action"], step["result"], step["duration_ms"], step["success"], None, step["tool_name"])
+            parts.append((NAMESPACE, new_id(), 1, at, at, run["id"], step["step_number"], *told))
+    connection.execute("BEGIN IMMEDIATE")
+    connection.executemany(_INSERT, rows)
+    connection.executemany(_INSERT_STEP, parts)
+    connection.execute("COMMIT")

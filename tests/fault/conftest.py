@@ -33,7 +33,7 @@ def no_thread_left() -> Iterator[None]:
     # asyncio.to_thread keeps its workers with the loop; they are no connection's.
     started = [thread for thread in threading.enumerate() if thread not in before and "asyncio" not in thread.name]
     for thread in started:
-        thread.join(timeout=10)  # it answers "closed" a moment before its own end
+        thread.join(timeout=3)  # it answers "closed" a moment before its own end
     assert [thread.name for thread in started if thread.is_alive()] == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import json
 import multiprocessing
 import os
 import sqlite3
@@ -16,9 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from memory_store import MemoryStore
+from sqlalchemy import JSON, Boolean, Column
+
+from memory_store import Episode, MemoryStore
+from memory_store.clock import from_us
 from memory_store.durable.changes import CHANGES
-from memory_store.records import RECORDS
+from memory_store.records import RECORDS, RecordSpec
+from memory_store.records.columns import UtcDateTime
 
 NOBODY = 65534
 PATIENCE_S = 60.0
@@ -132,6 +137,36 @@ def database(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a file with the plain driver."""
     with closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as connection:
         yield connection
+
+
+def episode(id_: str, **values: Any) -> Episode:
+    """Return an episode with this id."""
+    return Episode(id=id_, **({"task_type": "testing", "domain": "web"} | values))
+
+
+def fields(record: Any) -> dict[str, Any] | None:
+    """Return a record's fields, each looked at."""
+    return None if record is None else {name: getattr(record, name) for name in RECORDS[record.kind].columns}
+
+
+def plain_rows(connection: sqlite3.Connection, spec: RecordSpec[Any], where: str, *values: Any) -> list[dict[str, Any]]:
+    """Return a kind's records as the plain driver reads them, field by field as `fields` does."""
+    columns, order = ", ".join(spec.columns), ", ".join(spec.order or ("id",))
+    sql = f"SELECT {columns} FROM {spec.table.name} WHERE {where} ORDER BY {order}"
+    return [
+        {name: _decoded(spec.table.c[name], value) for name, value in zip(spec.columns, row, strict=True)}
+        for row in connection.execute(sql, values)
+    ]
+
+
+def _decoded(column: Column[Any], value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(column.type, JSON):
+        return json.loads(value)
+    if isinstance(column.type, UtcDateTime):
+        return from_us(value)
+    return value == 1 if isinstance(column.type, Boolean) else value
 
 
 def integrity_problems(path: Path) -> list[Any]:

@@ -1,4 +1,4 @@
-"""One flipped bit in the database file: an error of ours or what the file says, never a crash, a hang or a raw error."""
+"""One flipped bit in the database file: an error of ours or what the file says; no crash, hang or raw error."""
 
 from __future__ import annotations
 

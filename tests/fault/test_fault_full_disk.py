@@ -1,4 +1,4 @@
-"""A full disk: writes fail with an error of ours, nothing is half-written, nothing acknowledged is lost, and it passes."""
+"""A full disk: writes fail with an error of ours, nothing is half-written, nothing acknowledged is lost; it passes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from memory_store import Episode, MemoryStore, MemoryStoreError, Step
-from tests.fault.support import Parent, in_child, integrity_problems, log_problems
+from tests.fault.support import Parent, episode, in_child, integrity_problems, log_problems
 
 ROOM_BYTES = 300_000
 BATCH = 5
@@ -74,7 +74,7 @@ class Outcome(NamedTuple):
 def batch(number: int) -> list[Episode]:
     """Return episodes of about 8 kB together."""
     context = {"number": number, "filler": "x" * 1500}
-    return [Episode(id=f"b{number}-{i}", task_type="testing", domain="web", context=context) for i in range(BATCH)]
+    return [episode(f"b{number}-{i}", context=context) for i in range(BATCH)]
 
 
 async def _write_until_full(store: MemoryStore, outcome: Outcome) -> None:
@@ -93,7 +93,7 @@ async def _write_until_full(store: MemoryStore, outcome: Outcome) -> None:
 async def _fill_and_go_on(parent: Parent, folder: str, limit: str) -> Outcome:
     outcome = Outcome([], [], [])
     async with MemoryStore(f"sqlite:///{folder}/agent.db") as store:
-        first = await store.episodes.put(Episode(id="first", task_type="testing", domain="web"))
+        first = await store.episodes.put(episode("first"))
         give_back = _squeeze(limit, Path(folder))
         await _write_until_full(store, outcome)
         # Full is not broken: every read works, from the cache and from the file, and small writes answer somehow.
@@ -119,7 +119,7 @@ async def _fill_and_go_on(parent: Parent, folder: str, limit: str) -> Outcome:
 async def _fill_and_close(parent: Parent, folder: str, limit: str) -> Outcome:
     outcome = Outcome([], [], [])
     async with MemoryStore(f"sqlite:///{folder}/agent.db") as store:
-        await store.episodes.put(Episode(id="first", task_type="testing", domain="web"))
+        await store.episodes.put(episode("first"))
         _squeeze(limit, Path(folder))
         await _write_until_full(store, outcome)
     return outcome

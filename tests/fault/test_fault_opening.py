@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
@@ -12,15 +11,23 @@ from memory_store import (
     ConfigurationError,
     DurableTimeoutError,
     DurableUnavailableError,
-    Episode,
     MemoryStore,
     SchemaMismatchError,
 )
-from tests.fault.support import Child, Parent, become_nobody, database, in_child, integrity_problems, log_problems
+from tests.fault.support import (
+    Child,
+    Parent,
+    become_nobody,
+    database,
+    episode,
+    in_child,
+    integrity_problems,
+    log_problems,
+)
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
-EPISODE = Episode(id="known", task_type="testing", domain="web")
+EPISODE = episode("known")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -205,7 +212,7 @@ async def _open_and_write(parent: Parent, url: str, id_: str) -> int:
     parent.send("ready")
     parent.wait_for("go")
     async with MemoryStore(url) as store:
-        return (await store.episodes.put(Episode(id=id_, task_type="testing", domain="web"))).revision
+        return (await store.episodes.put(episode(id_))).revision
 
 
 @pytest.mark.parametrize("processes", [2, 8])
@@ -257,4 +264,4 @@ async def test_a_store_that_failed_to_open_can_be_closed_and_says_what_to_do(tmp
     await store.close()
     with pytest.raises(ConfigurationError):
         await store.episodes.get("known")
-    assert os.listdir(tmp_path) == []
+    assert contents(tmp_path) == {}

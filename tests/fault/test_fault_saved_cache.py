@@ -6,15 +6,15 @@ import os
 import random
 import shutil
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from memory_store import CacheStatus, Episode, MemoryStore, Step
+from memory_store import CacheStatus, MemoryStore, Step
 from tests.fault.damage import CACHE_FILE, EPISODES, everything, fill, flipped, flips, saved_entries, wrongly_believed
-from tests.fault.support import Parent, become_nobody, database, in_child
+from tests.fault.support import Parent, become_nobody, database, episode, in_child
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
@@ -44,13 +44,13 @@ async def make_saved(path: Path, mark: str = "ours") -> Saved:
 
 
 @pytest.fixture
-async def saved(tmp_path: Path) -> AsyncIterator[Saved]:
+async def saved(tmp_path: Path) -> Saved:
     """A closed store with a saved cache."""
-    yield await make_saved(tmp_path / "agent.db")
+    return await make_saved(tmp_path / "agent.db")
 
 
 async def reopened(saved: Saved) -> CacheStatus:
-    """Open the store over whatever its cache file is now, read everything at once and again later; return its status."""
+    """Open the store over whatever its cache file is now, read everything at once and again later."""
     async with MemoryStore(saved.url, timeout_s=5) as store:
         assert await everything(store) == saved.values
         await store.cache.wait()
@@ -180,7 +180,7 @@ async def _use_as_nobody(parent: Parent, url: str, folder: str, mode: int) -> li
     """Save a cache, forbid its folder or file, and use the store again."""
     await become_nobody()
     async with MemoryStore(url) as store:
-        await store.episodes.put(Episode(id="known", task_type="testing", domain="web"))
+        await store.episodes.put(episode("known"))
     Path(folder).chmod(mode)
     async with MemoryStore(url) as store:
         await store.cache.wait()
@@ -268,7 +268,7 @@ async def test_closing_while_the_saved_cache_loads_does_not_lose_it(tmp_path: Pa
     async with MemoryStore(url) as store:
         for start in range(0, 3000, 500):
             some = range(start, start + 500)
-            await store.episodes.put_many([Episode(id=f"m{i}", task_type="testing", domain="web") for i in some])
+            await store.episodes.put_many([episode(f"m{i}") for i in some])
         entries = store.stats().entries
     async with MemoryStore(url):
         pass

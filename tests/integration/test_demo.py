@@ -19,6 +19,7 @@ from memory_store.cli.demo import run, stages
 from memory_store.cli.demo.agent import MODEL_NAME
 from memory_store.cli.demo.crash import Acknowledged, digest
 from memory_store.cli.demo.goals import Survey, make_goals
+from memory_store.cli.demo.summary import Summary
 from memory_store.cli.demo.tools import Toolbox
 
 PROGRAM = "import sys; from memory_store.cli.demo import run; sys.exit(run({folder!r}, {as_json!r}))"
@@ -53,10 +54,8 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {
-        name: path.read_bytes() for path in files if not (name := str(path.relative_to(folder))).startswith(".demo")
-    }
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in paths.items() if not name.startswith(".demo")}
 
 
 async def test_json_run_in_a_checkout(checkout: Path) -> None:
@@ -108,7 +107,7 @@ def test_text_run_where_there_is_no_checkout(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    assert "11 of 11 checks held" in done.stdout
+    assert "12 of 12 checks held" in done.stdout
     assert "✗" not in done.stdout
     for heading in ("1  Record", "2  Read", "3  Crash", "4  Rebuild", "5  Learned"):
         assert heading in done.stdout
@@ -181,7 +180,7 @@ async def test_a_gap_in_the_revisions_is_noticed(file_url: str, tmp_path: Path) 
 
 
 def test_one_failed_check_fails_the_demo() -> None:
-    summary = stages.Summary("here", "there")
+    summary = Summary("here", "there")
     summary.check("one", True, "")
     assert summary.passed
     summary.check("two", False, "")

@@ -39,10 +39,11 @@ async def _run(inspected: Path, database: Path, as_json: bool) -> int:
     from memory_store.cli.demo import stages
     from memory_store.cli.demo.goals import pick_folder
     from memory_store.cli.demo.screen import Screen
+    from memory_store.cli.demo.summary import Paths, Summary
 
     started = time.perf_counter()
-    paths = stages.Paths(pick_folder(inspected), database)
-    summary = stages.Summary(str(paths.checkout), str(database))
+    paths = Paths(pick_folder(inspected), database)
+    summary = Summary(str(paths.checkout), str(database))
     screen = Screen(quiet=as_json)
     screen.start(summary)
 

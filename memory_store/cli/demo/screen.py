@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from memory_store.cli.demo.stages import Summary
+from memory_store.cli.demo.summary import Summary
 
 __all__ = ["Screen"]
 

@@ -10,7 +10,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from memory_store import Episode, EpisodeStatus, MemoryStore, Pattern, PatternTy
 from memory_store.cli.demo.agent import Agent
 from memory_store.cli.demo.crash import Acknowledged, digest, write_and_kill
 from memory_store.cli.demo.goals import Survey, make_goals
-from memory_store.cli.demo.tools import Toolbox
+from memory_store.cli.demo.summary import Paths, Summary
 
-__all__ = ["Check", "Paths", "Progress", "Summary", "crash", "learned", "read", "rebuild", "record"]
+__all__ = ["EPISODES", "Progress", "crash", "learned", "read", "rebuild", "record"]
 
 EPISODES = 400
 _WORKERS = 4
@@ -30,77 +29,6 @@ _SAMPLED = 200
 _NEW_VERSION = "demo-2"
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """Where the demo works.
-
-    Args:
-        checkout: the folder the agent inspects.
-        database: the database file.
-    """
-
-    checkout: Path
-    database: Path
-
-    @property
-    def url(self) -> str:
-        """The store's URL."""
-        return f"sqlite:///{self.database}"
-
-    @property
-    def namespace(self) -> str:
-        """Whose memory it is."""
-        return "demo-agent"
-
-    @property
-    def tools(self) -> Toolbox:
-        """The agent's tools in the checkout."""
-        return Toolbox(self.checkout, self.scratch)
-
-    @property
-    def scratch(self) -> Path:
-        """Where the tools write."""
-        return self.database.parent / "scratch"
-
-    def open(self, **settings: Any) -> MemoryStore:
-        """Return the store, not opened yet."""
-        return MemoryStore(self.url, namespace=self.namespace, actor="demo", **settings)
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One promise, and whether it was kept in this run."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
-@dataclass(slots=True)
-class Summary:
-    """Everything the demo found out, as `--json` prints it."""
-
-    inspected: str
-    database: str
-    record: dict[str, Any] = field(default_factory=dict)
-    read: dict[str, Any] = field(default_factory=dict)
-    crash: dict[str, Any] = field(default_factory=dict)
-    rebuild: dict[str, Any] = field(default_factory=dict)
-    patterns: list[dict[str, Any]] = field(default_factory=list)
-    tools: list[dict[str, Any]] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check held."""
-        return all(check.passed for check in self.checks)
-
-    def check(self, name: str, passed: bool, detail: str) -> None:
-        """Note a check."""
-        self.checks.append(Check(name, bool(passed), detail))
 
 
 async def record(paths: Paths, summary: Summary, progress: Progress) -> None:
@@ -158,6 +86,7 @@ async def read(paths: Paths, summary: Summary) -> None:
         after = store.stats().cache["episode"]
         missed_steps, steps_miss_us = await _timed(store.steps.of, ids)
         served_steps, steps_hit_us = await _timed(store.steps.of, ids)
+        followed = await _cache_follows(store)
     summary.read = {
         "reads": len(ids),
         "episode_miss_us": round(miss_us, 1),
@@ -176,7 +105,21 @@ async def read(paths: Paths, summary: Summary) -> None:
         missed == served == page.items and missed_steps == served_steps,
         f"{len(ids)} episodes with steps compared",
     )
+    summary.check("the cache follows every change at once", followed, "put, update and delete, each read back as a hit")
     summary.check("a hit is faster than a miss", hit_us < miss_us, f"median {hit_us:.1f} µs against {miss_us:.1f} µs")
+
+
+async def _cache_follows(store: MemoryStore) -> bool:
+    """Return whether each change of a record is what the next read gets, without asking the database."""
+    before = store.stats().cache["pattern"]
+    new = await store.patterns.put(Pattern(pattern_type=PatternType.CONTEXT_PATTERN, pattern_data="a passing thought"))
+    seen = [await store.patterns.get(new.id) == new]
+    changed = await store.patterns.update(new.id, expected_revision=new.revision, confidence=0.5)
+    seen.append(await store.patterns.get(new.id) == changed)
+    await store.patterns.delete(new.id)
+    seen.append(await store.patterns.get(new.id) is None)
+    after = store.stats().cache["pattern"]
+    return all(seen) and (after.hits - before.hits, after.misses) == (3, before.misses)
 
 
 async def _timed(read_one: Callable[[str], Any], ids: Iterable[str]) -> tuple[list[Any], float]:

@@ -1,0 +1,94 @@
+"""What the commands share: options, exit codes, opening a store, turning errors into one line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from enum import IntEnum
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from memory_store.durable.engine import parse_url
+from memory_store.durable.examine import require_file
+from memory_store.errors import ConfigurationError, DurableError, MemoryStoreError, RecordError
+from memory_store.store import MemoryStore
+
+__all__ = ["Code", "Json", "Name", "Url", "code_of", "complain", "opened", "run_async"]
+
+T = TypeVar("T")
+
+DEFAULT_URL = "sqlite:///agent.db"
+Url = Annotated[
+    str, typer.Option("--url", envvar="MEMORY_STORE_URL", metavar="URL", help="The database, e.g. sqlite:///agent.db")
+]
+Name = Annotated[str, typer.Option("--namespace", metavar="NAME", help="Whose records.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+class Code(IntEnum):
+    """Exit codes of the program, documented in docs/cli.md."""
+
+    OK = 0
+    PROBLEMS = 1
+    USAGE = 2
+    DATABASE = 3
+    INTERRUPTED = 130
+    PIPE = 141
+
+
+def complain(message: str) -> None:
+    """Print one line on stderr."""
+    line = " ".join(message.split())
+    with contextlib.suppress(OSError):
+        print(f"memory-store: {line}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
+
+
+def code_of(error: Exception) -> Code:
+    """Return the exit code of an error of the library, or of the operating system."""
+    if isinstance(error, DurableError) or not isinstance(
+        error, ConfigurationError | RecordError | MemoryStoreError | OSError
+    ):
+        return Code.DATABASE
+    return Code.USAGE
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine. Ctrl-C cancels it, lets it close its store, and ends the program."""
+
+    async def guarded() -> T:
+        try:
+            return await work
+        except asyncio.CancelledError:
+            # The interpreter would wait for a thread that is reading standard input, maybe for ever.
+            complain("interrupted")
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            os._exit(Code.INTERRUPTED)
+
+    return asyncio.run(guarded())
+
+
+@asynccontextmanager
+async def opened(url: str, namespace: str, *, writes: bool = False, cached: bool = False) -> AsyncIterator[MemoryStore]:
+    """Open a store for one command.
+
+    Args:
+        url: the database.
+        namespace: whose records.
+        writes: make or upgrade the database if need be; otherwise it must be there, at this library's revision.
+        cached: load the saved cache, and save it again; other commands have no use for it.
+    """
+    settings: dict[str, Any] = {}
+    if not writes:
+        require_file(parse_url(url))
+        if not parse_url(url).memory:
+            settings["migrate"] = "check"
+    if not cached:
+        settings.update(cache_max_bytes=0, cache_path="")
+    async with MemoryStore(url, namespace=namespace, **settings) as store:
+        yield store

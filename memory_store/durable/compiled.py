@@ -1,0 +1,86 @@
+"""Users' expressions as text and parameters for the driver, compiled once a shape.
+
+Building, compiling and executing a page through a SQLAlchemy connection took 600 µs, four times the query itself. So
+the text is kept by the expression's shape (SQLAlchemy's own cache key), and only the values are taken from each new
+expression. Reaches into SQLAlchemy at two places, `_generate_cache_key` and `_bind_processors`, both pinned by
+`tests/unit/test_compiled.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cachetools import LRUCache
+from sqlalchemy import Select
+from sqlalchemy.sql.elements import BindParameter, ColumnElement
+
+from memory_store.durable.statements import DIALECT
+
+__all__ = ["compiled"]
+
+
+class _Slot(NamedTuple):
+    """Where a parameter's value comes from: the expressions' own by number, or the named values, or what it always is."""
+
+    own: int | None
+    name: str
+    constant: Any
+    process: Callable[[Any], Any] | None
+
+
+class _Compiled(NamedTuple):
+    text: str
+    slots: list[_Slot]
+
+
+_KEPT: LRUCache[Hashable, _Compiled] = LRUCache(maxsize=512)
+
+
+def compiled(
+    shape: Hashable,
+    expressions: Sequence[ColumnElement[Any]],
+    values: Mapping[str, Any],
+    build: Callable[[], Select[Any]],
+) -> tuple[str, list[Any]]:
+    """Return the text and the parameters of a statement.
+
+    Args:
+        shape: everything the statement depends on besides the expressions and values.
+        expressions: the user's expressions in it.
+        values: values of the statement's named parameters.
+        build: makes the statement, when its shape is new.
+    """
+    keys = [expression._generate_cache_key() for expression in expressions]
+    own = [parameter for key in keys if key is not None for parameter in key.bindparams]
+    if None in keys or any(parameter.expanding for parameter in own):  # `in_` has as many parameters as values
+        return _compile_now(build(), values)
+    full_shape = (shape, tuple(key.key for key in keys if key is not None))
+    kept = _KEPT.get(full_shape)
+    if kept is None:
+        kept = _KEPT[full_shape] = _compile(build(), own)
+    parameters = []
+    for slot in kept.slots:
+        value = values.get(slot.name, slot.constant) if slot.own is None else own[slot.own].effective_value
+        parameters.append(value if slot.process is None else slot.process(value))
+    return kept.text, parameters
+
+
+def _compile(statement: Select[Any], own: Sequence[BindParameter[Any]]) -> _Compiled:
+    made = statement.compile(dialect=DIALECT)
+    places = {id(parameter): index for index, parameter in enumerate(own)}
+    slots = [
+        _Slot(places.get(id(made.binds[name])), name, made.binds[name].value, made._bind_processors.get(name))  # type: ignore[arg-type]
+        for name in made.positiontup or ()
+    ]
+    return _Compiled(made.string, slots)
+
+
+def _compile_now(statement: Select[Any], values: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    made = statement.compile(dialect=DIALECT, compile_kwargs={"render_postcompile": True})
+    given = {**made.construct_params(), **values}
+    parameters = []
+    for name in made.positiontup or ():
+        process: Any = made._bind_processors.get(name)
+        parameters.append(given[name] if process is None else process(given[name]))
+    return made.string, parameters

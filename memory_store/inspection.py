@@ -1,0 +1,224 @@
+"""Looking after a store: `stats` counts what it holds, `diagnose` checks it, `saved_cache` looks at its saved cache."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import sqlite3
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from memory_store.cache.keeper import version_key
+from memory_store.cache.snapshot import FILE_NAME, Header, Snapshot
+from memory_store.config import Settings, resolve_settings
+from memory_store.durable.changes import HeadState
+from memory_store.durable.engine import Target, parse_url
+from memory_store.durable.examine import examine, has_wal_reset_race, read_contents
+from memory_store.durable.reader import read_head
+from memory_store.durable.schema import HEAD_REVISION, lock_path
+from memory_store.errors import CacheError, MemoryStoreError, SchemaMismatchError
+from memory_store.records import RECORDS
+from memory_store.store import Namespace
+
+__all__ = ["Finding", "SavedCache", "StoreContents", "diagnose", "saved_cache", "stats"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreContents:
+    """What a store holds.
+
+    Args:
+        rows: number of records by namespace and kind.
+        position: its newest commit.
+        changes: length of the change log.
+        database_bytes: size of the database file.
+        wal_bytes: size of its write-ahead log.
+        cache_bytes: size of the saved cache.
+    """
+
+    rows: dict[str, dict[str, int]]
+    position: int
+    changes: int
+    database_bytes: int
+    wal_bytes: int
+    cache_bytes: int
+
+
+async def stats(store: Namespace) -> StoreContents:
+    """Count what an open store holds, in all its namespaces."""
+    access = store._store._access
+    access.require_usable()
+    contents = await access.durable.scan.run(read_contents)
+    target = access.durable.target
+    folder = _cache_folder(target, resolve_settings(target.parameters, {}))
+    return StoreContents(contents.rows, contents.head.position, contents.changes, *_sizes(target.path, folder))
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCache:
+    """The saved cache of a database.
+
+    Args:
+        path: its folder, None where none is kept.
+        bytes: its size.
+        entries: entries in it.
+        usable: whether the next opening will use it.
+        reason: why not, or "".
+    """
+
+    path: str | None
+    bytes: int = 0
+    entries: int = 0
+    usable: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing `diagnose` looked at.
+
+    Args:
+        name: what.
+        value: what it is, as text, number or object.
+        ok: False where something is wrong.
+        hint: what is wrong, or what it means.
+    """
+
+    name: str
+    value: Any
+    ok: bool = True
+    hint: str = ""
+
+
+async def saved_cache(store: Namespace) -> SavedCache:
+    """Read the saved cache of an open store from end to end, and say whether the next start would use it."""
+    access = store._store._access
+    access.require_usable()
+    head = await access.durable.scan.run(read_head)
+    target = access.durable.target
+    settings = resolve_settings(target.parameters, {})
+    return await asyncio.to_thread(_saved_cache, target, settings, head)
+
+
+def _saved_cache(target: Target, settings: Settings, head: HeadState) -> SavedCache:
+    folder = _cache_folder(target, settings)
+    if not folder:
+        return SavedCache(None, reason="none is kept")
+    size = _size(Path(folder) / FILE_NAME)
+    entries = 0
+    try:
+        with Snapshot(folder) as snapshot:
+            for batch in snapshot.batches():
+                entries += len(batch)
+            wanted = Header(version_key(settings.cache_version), head.store_id, head.epoch, head.position, head.nonce)
+            reason = _difference(snapshot.header, wanted)
+    except CacheError as error:
+        return SavedCache(folder, size, entries, reason=str(error))
+    return SavedCache(folder, size, entries, usable=not reason, reason=reason)
+
+
+def _difference(found: Header, wanted: Header) -> str:
+    if found.version_key != wanted.version_key:
+        return "the version key has changed"
+    if (found.store_id, found.epoch) != (wanted.store_id, wanted.epoch):
+        return "it belongs to another database"
+    return "" if found == wanted else "the database has changed since it was saved"
+
+
+def diagnose(url: str) -> list[Finding]:
+    """Check a database file and all that belongs to it, without changing anything. Blocks.
+
+    Raises:
+        ConfigurationError: the URL or a setting is wrong.
+    """
+    target = parse_url(url)
+    settings = resolve_settings(target.parameters, {})
+    findings = [
+        Finding("memory-store", f"{version('memory-store')}, schema {HEAD_REVISION}"),
+        Finding("python", platform.python_version()),
+        Finding("sqlalchemy", version("sqlalchemy")),
+        Finding("aiosqlite", version("aiosqlite")),
+        _sqlite(),
+    ]
+    if target.memory:
+        return [*findings, Finding("database", ":memory:", hint="there is no file to check")]
+    findings.append(_lock(target))
+    try:
+        found = examine(target, settings.timeout_s)
+    except SchemaMismatchError as error:
+        return [*findings, Finding("schema", error.found, ok=False, hint=str(error))]
+    except MemoryStoreError as error:
+        return [*findings, Finding("database", target.path, ok=False, hint=str(error))]
+    database, wal, cache = _sizes(target.path, _cache_folder(target, settings))
+    findings += [
+        Finding("database", target.path),
+        _schema(found.revision),
+        _checked("integrity", found.integrity, "restore a backup"),
+        _checked("foreign keys", found.foreign_keys, "parts without their episode"),
+        _journal(found.journal_mode, found.revision),
+        Finding("sizes", {"database_bytes": database, "wal_bytes": wal, "cache_bytes": cache}),
+    ]
+    if found.contents is not None:
+        by_namespace = found.contents.rows.values()
+        totals = {kind: sum(counts[kind] for counts in by_namespace) for kind in RECORDS}
+        findings.append(Finding("rows", totals, hint=f"namespaces: {len(by_namespace)}"))
+        saved = _saved_cache(target, settings, found.contents.head)
+        findings.append(Finding("saved cache", asdict(saved), hint=saved.reason and f"{saved.reason}; it is rebuilt"))
+    return findings
+
+
+def _sqlite() -> Finding:
+    text = sqlite3.sqlite_version
+    if not has_wal_reset_race(sqlite3.sqlite_version_info):
+        return Finding("sqlite", text)
+    return Finding(
+        "sqlite",
+        text,
+        hint="this version has the WAL-reset race (fixed in 3.51.3, 3.50.7 and 3.44.6); the lock file keeps the "
+        "processes of this library clear of it, so let no other program write to the database",
+    )
+
+
+def _lock(target: Target) -> Finding:
+    path = lock_path(target.path)
+    return Finding("lock file", path, hint="" if Path(path).exists() else "not there yet; opening the store makes it")
+
+
+def _checked(name: str, problems: list[str], hint: str) -> Finding:
+    return Finding(name, problems, ok=False, hint=hint) if problems else Finding(name, "ok")
+
+
+def _schema(revision: str | None) -> Finding:
+    if revision == HEAD_REVISION:
+        return Finding("schema", revision)
+    state = "empty" if revision is None else f"at revision {revision}"
+    return Finding(
+        "schema",
+        revision,
+        ok=False,
+        hint=f"the database is {state}, this library needs {HEAD_REVISION}; see `memory-store check`",
+    )
+
+
+def _journal(mode: str, revision: str | None) -> Finding:
+    ok = mode == "wal" or revision is None
+    return Finding("journal mode", mode, ok, "" if ok else "must be wal: something else has changed it")
+
+
+def _cache_folder(target: Target, settings: Settings) -> str:
+    if settings.cache_path is not None:
+        return settings.cache_path
+    return "" if target.memory else target.path + ".cache"
+
+
+def _sizes(path: str, cache: str) -> tuple[int, int, int]:
+    return _size(Path(path)), _size(Path(path + "-wal")), _size(Path(cache) / FILE_NAME)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

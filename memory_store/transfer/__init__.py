@@ -1,0 +1,27 @@
+"""Bringing records in and out as JSON Lines: `import_lines`, `export_lines`, `export_file`.
+
+    async with MemoryStore("sqlite:///agent.db") as store:
+        with open("runs.jsonl", "rb") as file:
+            report = await import_lines(store, bounded_lines(file), on_rejection=print)
+        await export_file(store, "backup.jsonl")
+
+docs/cli.md describes both shapes of a line and the rules of import.
+"""
+
+from __future__ import annotations
+
+from memory_store.transfer.exporting import ExportProgress, export_file, export_lines, to_json
+from memory_store.transfer.importing import ImportReport, Rejection, import_lines
+from memory_store.transfer.lines import MAX_LINE_BYTES, bounded_lines
+
+__all__ = [
+    "MAX_LINE_BYTES",
+    "ExportProgress",
+    "ImportReport",
+    "Rejection",
+    "bounded_lines",
+    "export_file",
+    "export_lines",
+    "import_lines",
+    "to_json",
+]

@@ -1,0 +1,56 @@
+"""The benchmarks, in the order they are run and reported in."""
+
+from __future__ import annotations
+
+from .harness import Benchmark
+from .pause import pause
+from .processes import import_package, memory, open_store
+from .reads import concurrent_misses, hit, list_page, miss
+from .writes import import_lines, put_alone, put_many, put_with
+
+_THREAD = "batches of the same rows through sqlite3 in a thread, no log"
+
+
+def _writers(count: int, budget: float | None = None) -> Benchmark:
+    title = "put, 1 writer" if count == 1 else f"put, {count} writers"
+    return Benchmark(f"put_{count}", title, _THREAD, put_with(count), budget, "at least")
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark("hit", "get, hit", "await of a coroutine: dict read + the same decode", hit, 2.0),
+        Benchmark("miss", "get, miss", "one aiosqlite execute_fetchall of the row + decode", miss, 1.3),
+        Benchmark(
+            "concurrent_misses", "64 concurrent misses", "one execute_fetchall each", concurrent_misses, 2.5, "at least"
+        ),
+        Benchmark("put_alone", "put, durable, alone", "aiosqlite BEGIN, INSERT, COMMIT, no log", put_alone, 1.1),
+        _writers(1),
+        _writers(8),
+        _writers(64, 0.5),
+        _writers(512),
+        Benchmark(
+            "put_many",
+            "put_many, 5 steps an episode",
+            "sqlite3 executemany, one transaction, no log",
+            put_many,
+            0.5,
+            "at least",
+        ),
+        Benchmark("list", "list 50 by domain, newest first", "the query + decode, aiosqlite", list_page, 1.5),
+        Benchmark(
+            "open",
+            "open to first answer, 100 MB saved cache",
+            "sqlite3 open + pragmas + one read",
+            open_store,
+            15.0,
+            compared="difference",
+        ),
+        Benchmark("import_package", "import memory_store", "import sqlalchemy.ext.asyncio", import_package, 1.15),
+        Benchmark(
+            "import_lines", "import of JSON lines", "json.loads + sqlite3 executemany", import_lines, None, "at least"
+        ),
+        Benchmark("memory", "memory a cached entry", "the entry's bytes", memory, 1.35),
+        Benchmark("pause", "event-loop pause, p99.9", "the same clock, store idle", pause, 10.0, compared="ours"),
+    )
+}

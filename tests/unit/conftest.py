@@ -1,0 +1,81 @@
+"""A migrated database for each test, and the durable tier's parts on it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+
+from memory_store.durable import schema
+from memory_store.durable.dialects.sqlite import connection_pragmas
+from memory_store.durable.engine import Target, make_engine
+from memory_store.durable.lane import Lane
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database at the newest revision, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "empty.db"
+    schema.upgrade(Target(str(path), False, {}), 30.0)
+    return path
+
+
+@pytest.fixture
+def path(migrated: Path, tmp_path: Path) -> str:
+    """The path of a migrated database of the test's own."""
+    return str(shutil.copy(migrated, tmp_path / "agent.db"))
+
+
+@pytest.fixture
+def connection(path: str) -> Iterator[sqlite3.Connection]:
+    """A connection to it, set up as the store's own are."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as opened:
+        opened.executescript(connection_pragmas(5.0, durable=True))
+        yield opened
+
+
+@pytest.fixture
+async def lane(path: str) -> AsyncIterator[Lane]:
+    """A lane to it."""
+    engine = make_engine(Target(path, False, {}), 5.0)
+    opened = await Lane.open(engine)
+    yield opened
+    await opened.close()
+    await engine.dispose()
+
+
+class Blocker:
+    """Keeps a lane's thread busy for as long as a test needs."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+
+    @asynccontextmanager
+    async def block(self) -> AsyncIterator[None]:
+        """Until the end of the block nothing else runs on the lane; what is submitted meanwhile runs after it."""
+        entered, leave = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def hold(_connection: sqlite3.Connection) -> None:
+            loop.call_soon_threadsafe(entered.set)
+            assert leave.wait(60)
+
+        held = self._lane.submit(hold)
+        await entered.wait()
+        try:
+            yield
+        finally:
+            leave.set()
+            await held
+
+
+@pytest.fixture
+def blocker() -> type[Blocker]:
+    """The class that blocks lanes."""
+    return Blocker

@@ -1,0 +1,139 @@
+"""The compiled statements do what their comments say, on the plan they are meant for."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+
+from memory_store import Limits
+from memory_store.codec import CODECS, Row
+from memory_store.durable.statements import STATEMENTS, batch_size, head_select, head_update, in_groups, log_insert, pad
+from memory_store.records import PARTS, RECORDS
+from tests.unit.samples import MAKE
+
+KINDS = list(RECORDS)
+
+
+def row_of(kind: str, id_: str, number: int = 1) -> Row:
+    """A row of a kind that belongs to episode e1."""
+    changes = {"step_number": number} if kind == "step" else {}
+    return CODECS[kind].encode(MAKE[kind]("e1", id=id_, **changes), Limits())
+
+
+@pytest.fixture
+def filled(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """Episode e1 and three records of every kind in namespace n; the first of each in namespace other too."""
+    for namespace, count in (("n", 3), ("other", 1)):
+        connection.execute(STATEMENTS["episode"].insert, (namespace, *row_of("episode", "e1")))
+        for kind in KINDS:
+            for number in range(count):
+                row = row_of(kind, f"{kind}{number}", number + 1)
+                connection.execute(STATEMENTS[kind].insert, (namespace, *row))
+    return connection
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_insert_get_replace_delete(kind: str, connection: sqlite3.Connection) -> None:
+    statements = STATEMENTS[kind]
+    connection.execute(STATEMENTS["episode"].insert, ("n", *row_of("episode", "e1")))
+    row = row_of(kind, "x")
+    assert connection.execute(statements.insert, ("n", *row)).rowcount == 1
+    assert connection.execute(statements.insert, ("n", *row)).rowcount == 0, "an existing row is left alone"
+    assert [list(found) for found in connection.execute(statements.get, ("n", "x"))] == [row]
+    assert connection.execute(statements.get, ("other", "x")).fetchall() == []
+    changed = [*row[:1], 7, *row[2:]]
+    assert connection.execute(statements.replace, (*changed[1:], "n", "x")).rowcount == 1
+    assert connection.execute(statements.replace, (*changed[1:], "other", "x")).rowcount == 0
+    assert [list(found) for found in connection.execute(statements.get, ("n", "x"))] == [changed]
+    assert connection.execute(statements.delete, ("other", "x")).rowcount == 0
+    assert connection.execute(statements.delete, ("n", "x")).rowcount == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reading_many(kind: str, filled: sqlite3.Connection) -> None:
+    statements = STATEMENTS[kind]
+    ids = [f"{kind}0", "nothing", f"{kind}2"]
+    found = filled.execute(statements.get_by_id(4), ("n", *pad(ids, 4))).fetchall()
+    assert sorted(row[0] for row in found) == [f"{kind}0", f"{kind}2"]
+    keys = ["e1", "e2"] if RECORDS[kind].parent else ids
+    wanted = [f"{kind}{number}" for number in range(3)] if RECORDS[kind].parent else [f"{kind}0", f"{kind}2"]
+    found = filled.execute(statements.get_many(4), ("n", *pad(keys, 4))).fetchall()
+    assert [row[0] for row in found] == wanted
+
+
+@pytest.mark.parametrize("spec", PARTS, ids=lambda spec: spec.kind)
+def test_what_parts_ask(spec: object, filled: sqlite3.Connection) -> None:
+    kind = spec.kind  # type: ignore[attr-defined]
+    statements = STATEMENTS[kind]
+    assert filled.execute(statements.parent_exists, ("n", "e1")).fetchall() == [("e1",)]
+    assert filled.execute(statements.parent_exists, ("n", "e2")).fetchall() == []
+    assert filled.execute(statements.has_parts, ("n", "e1")).fetchone() == (1,)
+    assert filled.execute(statements.has_parts, ("n", "episode0")).fetchone() == (0,)
+
+
+def test_step_numbers(filled: sqlite3.Connection) -> None:
+    statements = STATEMENTS["step"]
+    assert filled.execute(statements.last_number, ("n", "e1")).fetchone() == (3,)
+    assert filled.execute(statements.last_number, ("n", "episode0")).fetchone() == (None,)
+    numbers = filled.execute(statements.numbers, ("n", "e1")).fetchall()
+    assert sorted(numbers) == [("step0", 1), ("step1", 2), ("step2", 3)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_rows_in_one_statement(kind: str, connection: sqlite3.Connection) -> None:
+    connection.execute(STATEMENTS["episode"].insert, ("n", *row_of("episode", "e1")))
+    rows = [("n", *row_of(kind, f"x{number}", number + 1)) for number in range(45)]
+    counts = []
+    for count, values in in_groups(rows):
+        counts.append(count)
+        assert connection.execute(STATEMENTS[kind].insert_rows(count), values).rowcount == count
+    assert counts == [32, 8, 1, 1, 1, 1, 1]
+    stored = connection.execute(f"SELECT count(*) FROM {RECORDS[kind].table.name} WHERE id LIKE 'x%'").fetchone()
+    assert stored == (45,)
+    known = [value for row in rows[:8] for value in row]
+    assert connection.execute(STATEMENTS[kind].insert_rows(8), known).rowcount == 0
+    assert list(in_groups([])) == []
+
+
+def plan(connection: sqlite3.Connection, sql: str, parameters: int) -> str:
+    """SQLite's plan of a statement."""
+    rows = connection.execute("EXPLAIN QUERY PLAN " + sql, ("x",) * parameters).fetchall()
+    return "\n".join(row[3] for row in rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_point_statement_scans_a_table(kind: str, connection: sqlite3.Connection) -> None:
+    statements = STATEMENTS[kind]
+    asked = [
+        (statements.get, 2),
+        (statements.delete, 2),
+        (statements.get_by_id(8), 9),
+        (statements.get_many(8), 9),
+        (statements.replace, len(RECORDS[kind].columns) + 1),
+    ]
+    if RECORDS[kind].parent:
+        asked += [(statements.parent_exists, 2), (statements.has_parts, 2)]
+    if RECORDS[kind].number:
+        asked += [(statements.last_number, 2), (statements.numbers, 2)]
+    for sql, parameters in asked:
+        found = plan(connection, sql, parameters)
+        assert "SEARCH" in found
+        # "SCAN CONSTANT ROW" is the SELECT around an EXISTS and reads no table.
+        assert not [line for line in found.split("\n") if line.startswith("SCAN") and line != "SCAN CONSTANT ROW"]
+
+
+def test_the_head_is_one_row_that_counts_up(connection: sqlite3.Connection) -> None:
+    position, nonce, store_id, epoch = connection.execute(head_select).fetchone()
+    assert (position, nonce, epoch) == (0, 0, 1)
+    assert len(store_id) == 32
+    assert connection.execute(head_update, (77,)).fetchall() == [(1,)]
+    assert connection.execute(head_select).fetchone() == (1, 77, store_id, 1)
+    for count in (1, 8, 32):
+        assert log_insert(count).count("?") == 13 * count
+
+
+def test_batches_have_few_sizes() -> None:
+    assert [batch_size(count) for count in (1, 2, 3, 5, 64, 65, 512)] == [1, 2, 4, 8, 64, 128, 512]
+    assert len({batch_size(count) for count in range(1, 513)}) == 10
+    assert pad(["a", "b"], 4) == ["a", "b", "b", "b"]
