@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from memory_store.cache.readthrough import ReadThrough
@@ -71,9 +72,11 @@ class TieredAccess:
                 raise TypeError(f"id must be a str, got {type(id_).__name__}") from None
             raise
 
-    def load(self, space: Space, id_: str) -> asyncio.Future[list[Row]]:
+    async def load(self, space: Space, ids: Sequence[str]) -> list[list[Row]]:
         """Read what the cache did not have, together with whoever else asks for it."""
-        return self._through.load(space, id_)
+        if len(ids) == 1:
+            return [await self._through.load(space, ids[0])]
+        return await asyncio.gather(*self._through.load_many(space, ids))
 
     async def rows_by_id(self, kind: str, namespace: str, ids: list[str]) -> dict[str, Row]:
         """Read rows by id, past the cache."""

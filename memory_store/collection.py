@@ -37,8 +37,8 @@ class Access(Protocol):
         """Return a live cache entry, or None."""
         ...
 
-    def load(self, space: Space, id_: str) -> Awaitable[builtins.list[Row]]:
-        """Read what the cache did not have."""
+    def load(self, space: Space, ids: Sequence[str]) -> Awaitable[builtins.list[builtins.list[Row]]]:
+        """Read what the cache did not have: for each id its rows."""
         ...
 
     async def rows_by_id(self, kind: str, namespace: str, ids: builtins.list[str]) -> dict[str, Row]:
@@ -123,24 +123,25 @@ class Collection(Generic[R]):
         entry = self._access.cached(self._space, id)
         if entry is not None:
             return self._codec.decode(entry[2]) if len(entry) > 2 else None
-        rows = await self._access.load(self._space, id)
+        [rows] = await self._access.load(self._space, [id])
         return self._codec.decode(rows[0]) if rows else None
 
     async def get_many(self, ids: Iterable[str]) -> builtins.list[R | None]:
         """Return the records in the order of the ids, None where there is none."""
         found: builtins.list[R | None] = []
-        missing: builtins.list[tuple[int, Awaitable[builtins.list[Row]]]] = []
+        missing: dict[str, builtins.list[int]] = {}
         for id_ in ids:
             entry = self._access.cached(self._space, id_)
             if entry is None:
-                missing.append((len(found), self._access.load(self._space, id_)))
+                missing.setdefault(id_, []).append(len(found))
                 found.append(None)
             else:
                 found.append(self._codec.decode(entry[2]) if len(entry) > 2 else None)
         if missing:
-            loaded = await asyncio.gather(*(rows for _, rows in missing))
-            for (index, _), rows in zip(missing, loaded, strict=True):
-                found[index] = self._codec.decode(rows[0]) if rows else None
+            loaded = await self._access.load(self._space, list(missing))
+            for places, rows in zip(missing.values(), loaded, strict=True):
+                for place in places if rows else ():
+                    found[place] = self._codec.decode(rows[0])
         return found
 
     async def update(self, id: str, *, expected_revision: int | None = None, **values: Any) -> R:  # noqa: A002
@@ -252,7 +253,7 @@ class Parts(Collection[R]):
     async def of(self, episode_id: str) -> builtins.list[R]:
         """Return all of an episode's records in their order; none if there is no such episode."""
         entry = self._access.cached(self._space, episode_id)
-        rows = entry[2:] if entry is not None else await self._access.load(self._space, episode_id)
+        rows = entry[2:] if entry is not None else (await self._access.load(self._space, [episode_id]))[0]
         return [self._codec.decode(row) for row in rows]
 
     async def append(self, episode_id: str, records: R | Iterable[R]) -> builtins.list[R]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -76,11 +77,11 @@ class UnitOfWork:
     def cached(self, space: Space, id_: str) -> None:
         """Nothing: the cache does not know what is not committed."""
 
-    async def load(self, space: Space, id_: str) -> list[Row]:
-        """Read a key as the transaction sees it."""
+    async def load(self, space: Space, ids: Sequence[str]) -> list[list[Row]]:
+        """Read keys as the transaction sees them."""
         self._require_open()
-        key = Key(space.kind, space.namespace, id_)
-        return (await self.lane.run(lambda connection: read_keys(connection, [key])))[key]
+        keys = [Key(space.kind, space.namespace, id_) for id_ in ids]
+        return await self.lane.run(lambda connection: read_keys(connection, keys))
 
     async def count(self, reads: Space, query: Query) -> int:
         """Run a query that counts, as the transaction sees the rows."""

@@ -8,28 +8,31 @@ a write that was acknowledged to him.
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from memory_store.cache.tier import CacheTier, Fence, Space
+from memory_store.cache.tier import CacheTier, Space, Watch
 from memory_store.codec import Row, pack_row
-from memory_store.durable.reader import Key, Reader, Snapshot
+from memory_store.durable.reader import Key, Reader
 
 __all__ = ["ReadThrough"]
 
-
-class _Waiter(NamedTuple):
-    future: asyncio.Future[list[Row]]
-    position: int
+_Waiter = tuple["asyncio.Future[list[Row]]", int]
+"""Who waits, and the position his answer must have seen."""
 
 
-class _Flight:
-    """One read under way for a key, its fence, and who waits for it."""
+class _Flight(Watch):
+    """One read under way for a key, and who waits for it."""
 
-    __slots__ = ("fence", "waiters")
+    __slots__ = ("_through", "id", "key", "space", "waiters")
 
-    def __init__(self, fence: Fence) -> None:
-        self.fence = fence
-        self.waiters: list[_Waiter] = []
+    def __init__(self, through: ReadThrough, space: Space, id_: str, waiters: list[_Waiter]) -> None:
+        super().__init__()
+        self._through, self.space, self.id, self.waiters = through, space, id_, waiters
+        self.key = space.prefix + id_
+
+    def land(self, position: int, rows: list[Row], error: BaseException | None) -> None:
+        """Take what was read at a position."""
+        self._through.land(self, position, rows, error)
 
 
 class ReadThrough:
@@ -38,41 +41,47 @@ class ReadThrough:
     def __init__(self, cache: CacheTier, reader: Reader) -> None:
         self._cache, self._reader = cache, reader
         self._flights: dict[str, _Flight] = {}
+        self._loop = asyncio.get_running_loop()
 
-    def load(self, space: Space, id_: str) -> asyncio.Future[list[Row]]:
+    def load(self, space: Space, id_: str, *, start: bool = True) -> asyncio.Future[list[Row]]:
         """Return a future of the key's rows (none: it is absent). Cancelling it leaves the read to the others."""
-        future: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(future, self._cache.position)
+        future: asyncio.Future[list[Row]] = self._loop.create_future()
+        waiter = (future, self._cache.position)
         flight = self._flights.get(space.prefix + id_)
         if flight is None:
-            self._take_off(space, id_, [waiter])
+            self._take_off(space, id_, [waiter], start)
         else:
             flight.waiters.append(waiter)
         return future
 
-    def _take_off(self, space: Space, id_: str, waiters: list[_Waiter]) -> None:
-        fence = self._cache.fence()
-        fence.__enter__()
-        flight = self._flights[space.prefix + id_] = _Flight(fence)
-        flight.waiters.extend(waiters)
-        key = Key(space.kind, space.namespace, id_)
-        self._reader.request(key, lambda outcome: self._land(space, key, flight, outcome))
+    def load_many(self, space: Space, ids: Sequence[str]) -> list[asyncio.Future[list[Row]]]:
+        """Return a future for each id; they are read together."""
+        futures = [self.load(space, id_, start=False) for id_ in ids]
+        self._reader.start()
+        return futures
 
-    def _land(self, space: Space, key: Key, flight: _Flight, outcome: Snapshot | BaseException) -> None:
-        del self._flights[space.prefix + key.id]
-        flight.fence.__exit__()
-        waiters = [waiter for waiter in flight.waiters if not waiter.future.done()]
-        if isinstance(outcome, BaseException):
-            for waiter in waiters:
-                waiter.future.set_exception(outcome)
-            return
-        rows = outcome.rows[key]
-        self._cache.fill(space, key.id, [pack_row(row) for row in rows], outcome.position, flight.fence)
-        late = []
-        for waiter in waiters:
-            if outcome.position >= waiter.position:
-                waiter.future.set_result(list(rows))
+    def _take_off(self, space: Space, id_: str, waiters: list[_Waiter], start: bool) -> None:
+        flight = _Flight(self, space, id_, waiters)
+        self._flights[flight.key] = flight
+        self._cache.watch(flight.key, flight)
+        self._reader.request(Key(space.kind, space.namespace, id_), flight.land, start=start)
+
+    def land(self, flight: _Flight, position: int, rows: list[Row], error: BaseException | None) -> None:
+        """Put what was read into the cache and answer those it may answer; the others read again."""
+        del self._flights[flight.key]
+        self._cache.unwatch(flight.key)
+        if error is None:
+            self._cache.fill(flight.space, flight.id, [pack_row(row) for row in rows], position, flight)
+        late: list[_Waiter] = []
+        for waiter in flight.waiters:
+            future, seen = waiter
+            if future.done():
+                continue
+            if error is not None:
+                future.set_exception(error)
+            elif position >= seen:
+                future.set_result(rows)
             else:
                 late.append(waiter)
         if late:
-            self._take_off(space, key.id, late)
+            self._take_off(flight.space, flight.id, late, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from memory_store.durable.reader import Key, Snapshot, newest_keys, snapshot_of
 
 __all__ = ["Progress", "rebuild"]
 
-_BATCH_KEYS = 64
+_READ_AT_ONCE = 64
+_REFRESH_AT_ONCE = 512
 # An entry of real episodes is rarely smaller; it only bounds how many keys are looked up for a budget.
 _SMALLEST_ENTRY_BYTES = 400
 
@@ -36,16 +38,15 @@ async def rebuild(cache: CacheTier, scan: Lane, used: Sequence[Key], progress: P
         progress: kept up to date.
     """
     limit = cache.max_bytes // _SMALLEST_ENTRY_BYTES
-    newest = await scan.run(lambda connection: newest_keys(connection, limit))
-    plan = list(dict.fromkeys([*used[:limit], *newest]))
+    plan = await scan.run(lambda connection: list(dict.fromkeys([*used[:limit], *newest_keys(connection, limit)])))
     progress.total = len(plan)
     filled: list[Key] = []
-    for batch in _batches(plan):
+    for batch in _batches(plan, _READ_AT_ONCE):
         if cache.is_full():
             break
         with cache.fence() as fence:
             snapshot = await scan.run(_reading(batch))
-            for key, rows in snapshot.rows.items():
+            for key, rows in zip(batch, snapshot.rows, strict=True):
                 space = cache.space(key.kind, key.namespace)
                 if rows and cache.fill_if_room(
                     space, key.id, [pack_row(row) for row in rows], snapshot.position, fence
@@ -54,14 +55,16 @@ async def rebuild(cache: CacheTier, scan: Lane, used: Sequence[Key], progress: P
         progress.done += len(batch)
     progress.total = progress.done
     # The first ones are worth most, so they must be the last to be pushed out.
-    for batch in _batches(filled[::-1]):
+    filled.reverse()
+    for batch in _batches(filled, _REFRESH_AT_ONCE):
         cache.refresh((cache.space(key.kind, key.namespace), key.id) for key in batch)
+        await asyncio.sleep(0)
 
 
 def _reading(keys: list[Key]) -> Callable[[sqlite3.Connection], Snapshot]:
     return lambda connection: snapshot_of(connection, keys)
 
 
-def _batches(keys: Sequence[Key]) -> Iterator[list[Key]]:
-    for start in range(0, len(keys), _BATCH_KEYS):
-        yield list(keys[start : start + _BATCH_KEYS])
+def _batches(keys: Sequence[Key], size: int) -> Iterator[list[Key]]:
+    for start in range(0, len(keys), size):
+        yield list(keys[start : start + size])

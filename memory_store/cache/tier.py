@@ -4,9 +4,10 @@ What holds here: an entry equals the database at the position it was made at, an
 has touched it. `publish` keeps that for our own commits, `fill` by the fence below; all of it runs on the event loop,
 without an await inside, so nobody can look in between.
 
-The fence: a read may return an older state than a commit that was published while it was under way. Whoever reads
-opens a `Fence` first; every key published meanwhile is noted in it with its position, and `fill` puts nothing that was
-touched after the position the read saw. (The cache whose slow reader puts an old value back is the usual bug.)
+The fence: a read may return an older state than a commit that was published while it was under way. Whoever reads sets
+a `Watch` on the key first, or a `Fence` when there are many; what is published meanwhile is noted there with its
+position, and `fill` puts nothing that was touched after the position the read saw. (The cache whose slow reader puts an
+old value back is the usual bug.)
 """
 
 from __future__ import annotations
@@ -52,8 +53,21 @@ class Space:
         self.changed = 0
 
 
+class Watch:
+    """A key that is being read, and the newest position at which it was published meanwhile (0: it was not)."""
+
+    __slots__ = ("touched",)
+
+    def __init__(self) -> None:
+        self.touched = 0
+
+    def lets_pass(self, key: str, as_of: int) -> bool:
+        """Return whether what was read at position `as_of` is still the newest."""
+        return as_of >= self.touched
+
+
 class Fence:
-    """The keys published while a read is under way, each with its newest position. Use as a context manager.
+    """All keys published while many are being read, each with its newest position. Use as a context manager.
 
     `floor` is a position before which anything may have changed.
     """
@@ -113,6 +127,7 @@ class CacheTier:
         self._spaces: dict[tuple[str, str], Space] = {}
         self._by_number: list[Space] = []
         self._fences: set[Fence] = set()
+        self._watched: dict[str, Watch] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -151,10 +166,18 @@ class CacheTier:
         return rows
 
     def fence(self) -> Fence:
-        """Return a fence for a read that is about to start."""
+        """Return a fence for a read of many keys that is about to start."""
         return Fence(self._fences)
 
-    def fill(self, space: Space, id_: str, packed: list[bytes], as_of: int, fence: Fence) -> bool:
+    def watch(self, key: str, watch: Watch) -> None:
+        """Note what is published of a key, for a read that is about to start; one watch a key."""
+        self._watched[key] = watch
+
+    def unwatch(self, key: str) -> None:
+        """End a watch."""
+        del self._watched[key]
+
+    def fill(self, space: Space, id_: str, packed: list[bytes], as_of: int, fence: Fence | Watch) -> bool:
         """Put rows read at position `as_of`, unless a commit after it touched them; return whether it was put."""
         key = space.prefix + id_
         if not fence.lets_pass(key, as_of):
@@ -217,8 +240,7 @@ class CacheTier:
                 known[1].append(change)
         now = time.monotonic()
         for key, (space, changes) in changed.items():
-            if self._fences:
-                self._touch(key, commit.position)
+            self._touch(key, commit.position)
             old = self._entries.peek(key)
             # An entry may have been read after this commit, in the moment between the commit and its publication.
             if old is None or entry_as_of(old) < commit.position:
@@ -255,6 +277,8 @@ class CacheTier:
             keys.add(prefix + (change.parent or change.key or ""))
         for fence in self._fences:
             fence.touched.update(dict.fromkeys(keys, commit.position))
+        for key in self._watched.keys() & keys:
+            self._watched[key].touched = commit.position
         for key in self._entries.keys() & keys:
             self._drop(key)
             self.space_of(key)[0].counters.invalidations += 1
@@ -263,6 +287,8 @@ class CacheTier:
         """Drop everything: other processes committed up to this position, and what they changed is not known here."""
         for fence in self._fences:
             fence.floor = position
+        for watch in self._watched.values():
+            watch.touched = max(watch.touched, position)
         self.clear()
 
     def clear(self) -> None:
@@ -305,6 +331,9 @@ class CacheTier:
                 self._entries[key]
 
     def _touch(self, key: str, position: int) -> None:
+        watch = self._watched.get(key)
+        if watch is not None:
+            watch.touched = position
         for fence in self._fences:
             fence.touched[key] = position
 

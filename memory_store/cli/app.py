@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
 from memory_store.cli import caches, files, reading, schemas
 from memory_store.cli.options import DEFAULT_URL, Code, Json, Name, Url, code_of, complain
+from memory_store.cli.screen import ReaderGone
 from memory_store.errors import MemoryStoreError
 
 __all__ = ["app", "cache_app", "run"]
@@ -173,7 +174,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = _run(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGone):
         # Nobody reads any more. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Code.PIPE
@@ -194,8 +195,9 @@ def _run(arguments: Sequence[str]) -> int:
         complain(str(error))
         return code_of(error)
     except Exception as error:
-        # Typer's own errors (it has brought its own copy of click's since 0.20) say how they want to be shown.
-        if not hasattr(error, "format_message"):
+        # Typer's own errors say how they want to be shown; where their class lives differs from version to version.
+        format_message: Callable[[], str] | None = getattr(error, "format_message", None)
+        if format_message is None:
             raise
-        complain(f"{error.format_message()} (see --help)")
+        complain(f"{format_message()} (see --help)")
         return Code.USAGE

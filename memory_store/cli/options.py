@@ -15,7 +15,7 @@ import typer
 
 from memory_store.durable.engine import parse_url
 from memory_store.durable.examine import require_file
-from memory_store.errors import ConfigurationError, DurableError, MemoryStoreError, RecordError
+from memory_store.errors import ConfigurationError, MemoryStoreError, RecordError
 from memory_store.store import MemoryStore
 
 __all__ = ["Code", "Json", "Name", "Url", "code_of", "complain", "opened", "run_async"]
@@ -48,13 +48,9 @@ def complain(message: str) -> None:
         print(f"memory-store: {line}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
 
 
-def code_of(error: Exception) -> Code:
-    """Return the exit code of an error of the library, or of the operating system."""
-    if isinstance(error, DurableError) or not isinstance(
-        error, ConfigurationError | RecordError | MemoryStoreError | OSError
-    ):
-        return Code.DATABASE
-    return Code.USAGE
+def code_of(error: MemoryStoreError) -> Code:
+    """Return the exit code of an error of the library."""
+    return Code.USAGE if isinstance(error, ConfigurationError | RecordError) else Code.DATABASE
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:

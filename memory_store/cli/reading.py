@@ -9,6 +9,7 @@ from typing import Any
 from memory_store import inspection
 from memory_store.cli.options import Code, complain, opened, run_async
 from memory_store.cli.screen import cell, print_json, print_line, print_lines, print_table
+from memory_store.collection import Parts
 from memory_store.errors import ConfigurationError
 from memory_store.filters import parse_filter, parse_order_by
 from memory_store.records import PARTS, RECORDS, Record, RecordSpec
@@ -119,8 +120,12 @@ def show_stats(url: str, as_json: bool) -> int:
 
 
 async def _parts_of(store: Namespace, id_: str) -> dict[str, list[Any]]:
-    collections = {"step": store.steps, "embedding": store.embeddings, "spatiotemporal": store.spatiotemporal}
-    return {spec.kind: await collections[spec.kind].of(id_) for spec in PARTS}
+    found: dict[str, list[Any]] = {}
+    for spec in PARTS:
+        parts = store.collection(spec.kind)
+        assert isinstance(parts, Parts)
+        found[spec.kind] = await parts.of(id_)
+    return found
 
 
 def _spec(kind: str) -> RecordSpec[Any]:

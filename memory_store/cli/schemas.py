@@ -12,6 +12,7 @@ from memory_store.cli.screen import print_json, print_line, print_table
 from memory_store.config import resolve_settings
 from memory_store.durable import schema
 from memory_store.durable.engine import Target, parse_url
+from memory_store.durable.examine import require_file
 from memory_store.errors import ConfigurationError, SchemaMismatchError
 
 __all__ = ["check", "doctor", "history", "print_version", "upgrade"]
@@ -44,7 +45,7 @@ def upgrade(url: str, as_json: bool) -> int:
 def check(url: str, as_json: bool) -> int:
     """Compare the database's revision with the library's."""
     target = _file(url)
-    target.require_folder()
+    require_file(target)
     try:
         found = schema.current_revision(target.path)
         schema.check(found, target)
@@ -86,7 +87,7 @@ def doctor(url: str, as_json: bool) -> int:
         print_json({"ok": sound, "findings": [asdict(finding) for finding in findings]})
     else:
         rows = [["ok" if item.ok else "WRONG", item.name, _text(item.value), item.hint] for item in findings]
-        print_table(["", "what", "found", "meaning"], [[row[0], row[1], row[2], row[3] or ""] for row in rows])
+        print_table(["", "what", "found", "meaning"], rows, length=1000)
     if not sound:
         complain("; ".join(f"{item.name}: {item.hint}" for item in findings if not item.ok))
     return Code.OK if sound else Code.PROBLEMS
@@ -94,7 +95,7 @@ def doctor(url: str, as_json: bool) -> int:
 
 def _text(value: object) -> object:
     if isinstance(value, dict):
-        return ", ".join(f"{name.removesuffix('_bytes')} {_text(item)}" for name, item in value.items())
+        return "; ".join(f"{name.replace('_', ' ')}: {_text(item)}" for name, item in value.items() if item != "")
     return f"{value:,}" if type(value) is int else value
 
 

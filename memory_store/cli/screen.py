@@ -14,25 +14,49 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["bar", "cell", "print_json", "print_line", "print_lines", "print_table", "printable", "write_line"]
+__all__ = [
+    "ReaderGone",
+    "bar",
+    "cell",
+    "print_json",
+    "print_line",
+    "print_lines",
+    "print_table",
+    "printable",
+    "write_line",
+]
 
 _CELL = 60
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # answered in one place, for every command
+        raise ReaderGone
+
+
+class ReaderGone(Exception):  # noqa: N818 - nothing is wrong
+    """Nobody reads standard output any more. No OSError, which Typer would answer by itself, with another code."""
 
 
 def write_line(line: bytes) -> None:
-    """Write bytes to standard output as they are."""
-    sys.stdout.buffer.write(line)
+    """Write bytes to standard output as they are.
+
+    Raises:
+        ReaderGone: nobody reads it any more.
+    """
+    try:
+        sys.stdout.buffer.write(line)
+    except BrokenPipeError as error:
+        raise ReaderGone from error
 
 
 def print_json(value: Any, *, to_stderr: bool = False) -> None:
     """Print a value, or JSON text, as one document, in UTF-8 whatever the terminal says."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    (sys.stderr if to_stderr else sys.stdout).buffer.write(text.encode() + b"\n")
+    if to_stderr:
+        print(text, file=sys.stderr)
+    else:
+        write_line(text.encode() + b"\n")
 
 
 def print_line(text: str) -> None:
@@ -46,13 +70,13 @@ def print_lines(lines: Iterable[str]) -> None:
         write_line(f"{printable(line)}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, length: int = _CELL) -> None:
     """Print a table; where standard output is no terminal, wide enough to cut no id."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in columns:
         table.add_column(name, no_wrap=name == "id", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell(value)) for value in row))
+        table.add_row(*(Text(cell(value, length)) for value in row))
     console = _Console(highlight=False)
     if not console.is_terminal:
         console = _Console(highlight=False, width=max(console.width, 240))

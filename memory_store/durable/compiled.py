@@ -21,7 +21,7 @@ __all__ = ["compiled"]
 
 
 class _Slot(NamedTuple):
-    """Where a parameter's value comes from: the expressions' own by number, or the named values, or what it always is."""
+    """Where a parameter's value comes from: the expressions' own by number, the named values, or a constant."""
 
     own: int | None
     name: str

@@ -51,6 +51,25 @@ class Lane:
         self._driver._tx.put_nowait((future, partial(function, self._sqlite)))
         return future
 
+    def post(
+        self, function: Callable[[sqlite3.Connection], T], done: Callable[[T | None, BaseException | None], None]
+    ) -> None:
+        """Queue `function(connection)`; `done(result, error)` is called on the event loop, errors translated.
+
+        As `submit`, one turn of the event loop sooner: a future would call back in the turn after it is set.
+        """
+        self._driver._tx.put_nowait((None, partial(self._run_and_tell, function, done)))
+
+    def _run_and_tell(
+        self, function: Callable[[sqlite3.Connection], T], done: Callable[[T | None, BaseException | None], None]
+    ) -> None:
+        result, failure = None, None
+        try:
+            result = function(self._sqlite)
+        except BaseException as error:
+            failure = translate(error)
+        self._loop.call_soon_threadsafe(done, result, failure)
+
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run `function(connection)` and return its result, its driver errors translated.
 

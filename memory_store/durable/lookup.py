@@ -20,10 +20,14 @@ _READ_AT_ONCE = 512
 
 
 class Ask(NamedTuple):
-    """One statement. Its rows come back; where it returns none, an empty tuple for each row it touched."""
+    """One statement. Its rows come back; where it returns none, an empty tuple for each row it touched.
+
+    With `many`, it is run once for each member of `parameters`.
+    """
 
     sql: str
     parameters: Sequence[Any]
+    many: bool = False
 
 
 Work: TypeAlias = Generator[Ask, list[tuple[Any, ...]], Any]

@@ -19,7 +19,7 @@ from memory_store.codec import CODECS, Row, pack_row
 from memory_store.config import Limits
 from memory_store.durable.changes import PUBLISH_LIMIT, Change
 from memory_store.durable.lookup import Ask, Work, find_existing, parent_of, place_parts
-from memory_store.durable.statements import STATEMENTS, in_groups
+from memory_store.durable.statements import STATEMENTS
 from memory_store.errors import ConflictError, InvalidRecordError, RecordNotFoundError
 from memory_store.records import PARTS, RecordSpec
 
@@ -76,8 +76,8 @@ class Put:
             old = existing.get(row[0])
             rows[index] = self.stamped(row, 1 if old is None else old[REVISION] + 1, context)
         fresh = [(self.namespace, *row) for row in rows if row[0] not in existing]
-        for count, values in in_groups(fresh):
-            yield Ask(statements.insert_rows(count), values)
+        if fresh:
+            yield Ask(statements.insert, fresh, many=True)
         for row in rows:
             old, parent = existing.get(row[0]), parent_of(spec, row)
             if old is None:
@@ -119,9 +119,9 @@ class PutTogether:
         """
         spec, statements = self.puts[0].spec, STATEMENTS[self.puts[0].spec.kind]
         rows = [put.stamped(put.rows[0], 1, context) for put in self.puts]
-        for count, values in in_groups([(put.namespace, *row) for put, row in zip(self.puts, rows, strict=True)]):
-            if len((yield Ask(statements.insert_rows(count), values))) != count:
-                raise Collision
+        values = [(put.namespace, *row) for put, row in zip(self.puts, rows, strict=True)]
+        if len((yield Ask(statements.insert, values, many=True))) != len(values):
+            raise Collision
         for put, row in zip(self.puts, rows, strict=True):
             context.changes.append(_change(spec, put.namespace, row))
         return [[row] for row in rows]

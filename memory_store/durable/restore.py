@@ -15,7 +15,7 @@ from memory_store.codec import Row
 from memory_store.durable.changes import PUBLISH_LIMIT, Change
 from memory_store.durable.lookup import Ask, Work, find_existing, parent_of
 from memory_store.durable.operations import REVISION, UPDATED_AT, Context, _change, _image
-from memory_store.durable.statements import STATEMENTS, in_groups
+from memory_store.durable.statements import STATEMENTS
 from memory_store.records import RECORDS, RecordSpec
 
 __all__ = ["Item", "Outcome", "Restore", "Unit"]
@@ -271,8 +271,8 @@ class _Plan:
                     Change(spec.kind, namespace, row[0], parent_of(spec, old), "move", row[REVISION])
                 )
             context.changes.append(_change(spec, namespace, row, old=old, pack=pack))
-        for count, values in in_groups([(namespace, *row) for row in fresh]):
-            yield Ask(statements.insert_rows(count), values)
+        if fresh:
+            yield Ask(statements.insert, [(namespace, *row) for row in fresh], many=True)
         context.changes.extend(_change(spec, namespace, row, pack=pack) for row in fresh)
 
 

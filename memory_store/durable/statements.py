@@ -5,9 +5,8 @@ Going through SQLAlchemy for each execution measured 13 to 56 times the driver's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
 from typing import Any
 
 from sqlalchemy import (
@@ -38,7 +37,6 @@ __all__ = [
     "batch_size",
     "head_select",
     "head_update",
-    "in_groups",
     "log_insert",
     "pad",
     "raw_columns",
@@ -105,11 +103,6 @@ class Statements:
                 self.numbers = _text(select(table.c.id, table.c[spec.number]).where(parts))
 
     @lru_cache(maxsize=16)  # noqa: B019 - lives as long as the registry
-    def insert_rows(self, count: int) -> str:
-        """(namespace, row...) times `count`, as `insert`; the row count says how many were new."""
-        return _repeat_values(self.insert, count)
-
-    @lru_cache(maxsize=16)  # noqa: B019 - lives as long as the registry
     def get_many(self, places: int) -> str:
         """namespace, `places` keys -> rows; for a part the keys are parents and the rows come in their order."""
         spec, table = self._spec, self._spec.table
@@ -133,24 +126,6 @@ class Statements:
         )
 
 
-def _repeat_values(statement: str, count: int) -> str:
-    group = statement[statement.index("VALUES ") + len("VALUES ") : statement.rindex("?)") + len("?)")]
-    return statement.replace(group, ", ".join([group] * count))
-
-
-def in_groups(rows: Sequence[Sequence[Any]]) -> Iterator[tuple[int, list[Any]]]:
-    """Yield the rows in groups of few sizes, each as (number of rows, all their values in one list).
-
-    One statement with many rows takes 3.0 µs a row where one statement a row takes 5.4, and it takes the interpreter's
-    lock once a group instead of once a row, so the event loop works meanwhile.
-    """
-    start = 0
-    for size in (32, 8, 1):
-        while len(rows) - start >= size:
-            yield size, list(chain.from_iterable(rows[start : start + size]))
-            start += size
-
-
 def pad(keys: Sequence[str], places: int) -> list[str]:
     """Return the keys repeated at the end until they fill the places; a repeated key reads no second row."""
     return [*keys, *([keys[-1]] * (places - len(keys)))]
@@ -169,10 +144,4 @@ head_update = _text(
     .returning(HEAD.c.position)
 )
 # a row of `changes`, its columns in their order
-_log_insert = _text(insert(CHANGES).values({column.name: bindparam(column.name) for column in CHANGES.columns}))
-
-
-@lru_cache(maxsize=16)
-def log_insert(count: int) -> str:
-    """(a row of `changes`, its columns in their order) times `count`."""
-    return _repeat_values(_log_insert, count)
+log_insert = _text(insert(CHANGES).values({column.name: bindparam(column.name) for column in CHANGES.columns}))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, cast
 
@@ -25,7 +25,7 @@ from memory_store.durable.dialects.sqlite import error_code, translate
 from memory_store.durable.lane import Lane
 from memory_store.durable.lock import FileLock
 from memory_store.durable.operations import Ask, Collision, Context, Operation, Put, PutTogether, Work
-from memory_store.durable.statements import head_update, in_groups, log_insert
+from memory_store.durable.statements import head_update, log_insert
 from memory_store.errors import CommitUnknownError, DurableUnavailableError, RecordError
 
 __all__ = ["Applied", "Exclusive", "Writer"]
@@ -150,8 +150,10 @@ class Writer:
         self._busy = True
         self._drained.clear()
         operations = [write.operation for write in batch]
-        running = self.lane.submit(lambda connection: self._run(connection, operations))
-        running.add_done_callback(lambda done: self._finish(batch, done))
+        self.lane.post(
+            lambda connection: self._run(connection, operations),
+            lambda result, error: self._finish(batch, result, error),
+        )
 
     def _run(self, connection: sqlite3.Connection, operations: list[Operation]) -> Applied:
         with self.lock.shared():
@@ -160,12 +162,11 @@ class Writer:
             self.checkpointer.after_commit(connection, len(applied.commit.changes))
         return applied
 
-    def _finish(self, batch: list[_Write], done: asyncio.Future[Applied]) -> None:
-        error = done.exception()
-        outcomes: list[Any] = [translate(error)] * len(batch) if error is not None else done.result().outcomes
+    def _finish(self, batch: list[_Write], applied: Applied | None, error: BaseException | None) -> None:
+        outcomes: list[Any] = [error] * len(batch) if applied is None else applied.outcomes
         # Published before any caller is answered, in one tick: nobody can read the old value after the answer.
-        if error is None and done.result().commit.changes:
-            self.publish(done.result().commit)
+        if applied is not None and applied.commit.changes:
+            self.publish(applied.commit)
         for write, outcome in zip(batch, outcomes, strict=True):
             if write.future.done():
                 continue
@@ -258,7 +259,8 @@ def drive(connection: sqlite3.Connection, work: Work) -> Any:
     try:
         while True:
             ask: Ask = work.send(rows)
-            cursor = connection.execute(ask.sql, ask.parameters)
+            run = connection.executemany if ask.many else connection.execute
+            cursor = run(ask.sql, ask.parameters)
             rows = cursor.fetchall() if cursor.description else [()] * cursor.rowcount
     except StopIteration as stop:
         return stop.value
@@ -277,8 +279,7 @@ def write_log_and_commit(connection: sqlite3.Connection, context: Context, actor
     nonce = new_nonce()
     try:
         [(position,)] = connection.execute(head_update, (nonce,)).fetchall()
-        for count, values in in_groups(_log_rows(changes, position, nonce, actor, context.now_us)):
-            connection.execute(log_insert(count), values)
+        connection.executemany(log_insert, _log_rows(changes, position, nonce, actor, context.now_us))
         commit(connection)
     except BaseException:
         rollback(connection)
@@ -286,13 +287,9 @@ def write_log_and_commit(connection: sqlite3.Connection, context: Context, actor
     return Commit(position, nonce, changes)
 
 
-def _log_rows(changes: list[Change], position: int, nonce: int, actor: str, at: int) -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = []
+def _log_rows(changes: list[Change], position: int, nonce: int, actor: str, at: int) -> Iterator[tuple[Any, ...]]:
     for index, (kind, namespace, key, parent, operation, revision, _, _, image) in enumerate(changes):
-        rows.append(
-            (SHARD, position, index, kind, namespace, key, parent, operation, revision, actor, at, nonce, image)
-        )
-    return rows
+        yield SHARD, position, index, kind, namespace, key, parent, operation, revision, actor, at, nonce, image
 
 
 def commit(connection: sqlite3.Connection) -> None:

@@ -50,15 +50,15 @@ def _budget(found: dict[str, Any]) -> str:
         return f"ours {sign} {found['budget']:g} {found['unit']}"
     if found["compared"] == "difference":
         return f"{sign} {found['budget']:g} {found['unit']} more"
-    return f"{sign} {found['budget']:g}×"
+    return f"{sign} {found['budget']:g}x"
 
 
 def _peer_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
-    rows = [["peer", "operation", "its time", "ours", "ours is", "budget", "verdict"]]
+    rows = [["peer", "operation", "its time", "ours", "this store is", "budget", "verdict"]]
     for found in results:
-        budget = f"≥ {found['budget']:g}×" if found["budget"] else "none"
+        budget = f"≥ {found['budget']:g}x" if found["budget"] else "none"
         times = [f"{_number(found[side])} µs" for side in ("peer_us", "ours_us")]
-        faster = f"{_number(found['ratio'])}× faster"
+        faster = f"{_number(found['ratio'])}x as fast"
         rows.append([found["peer"], found["operation"], *times, faster, budget, found["verdict"]])
     return rows
 
@@ -125,15 +125,15 @@ def _plot(name: str, draw: Callable[[Any], None]) -> None:
 
     mpl.use("svg")
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "benchmarks", "font.size": 9})
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
-    figure, axes = pyplot.subplots(figsize=(7.2, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
     draw(axes)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     _PLOTS.mkdir(exist_ok=True)
     figure.savefig(_PLOTS / name, metadata={"Date": None})
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 def _draw_budget(axes: Any, results: Sequence[dict[str, Any]]) -> None:
@@ -161,7 +161,7 @@ def _draw_peers(axes: Any, peers: Sequence[dict[str, Any]]) -> None:
     names = [f"{found['peer']}: {found['operation']}" for found in shown]
     colours = [{"met": _GOOD, "missed": _BAD}.get(found["verdict"], _PLAIN) for found in shown]
     bars = axes.barh(names, [found["ratio"] for found in shown], color=colours, height=0.65)
-    axes.bar_label(bars, [f"{_number(found['ratio'])}×" for found in shown], padding=3)
+    axes.bar_label(bars, [f"{_number(found['ratio'])}x" for found in shown], padding=3)
     axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlim(0.5, max(found["ratio"] for found in shown) * 5)

@@ -159,9 +159,11 @@ async def kill_again_and_again(path: Path, rounds: int, seed: int) -> tuple[Ledg
 
 async def _let_live(child: Child, ledger: Ledger, seeded: random.Random) -> None:
     """Let the child live for some messages and then for a part of the next write."""
-    for _ in range(seeded.choice([0, 1, seeded.randrange(30), seeded.randrange(80)])):
-        if ledger.last == "closed":
-            return
+    until = seeded.choice(["opening", "open", "closing", "some writes", "more writes"])
+    messages = {"opening": 0, "open": 1, "closing": 80, "some writes": seeded.randrange(30)}
+    for _ in range(messages.get(until, seeded.randrange(80))):
+        if ledger.last in (until, "closed"):
+            break
         ledger.note(child.receive())
     child.arrived_within(seeded.choice([0, 0, seeded.uniform(0, 0.004), seeded.uniform(0, 0.03)]))
 

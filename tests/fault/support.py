@@ -116,10 +116,10 @@ def _run(connection: Connection, function: Callable[..., Any], arguments: tuple[
         connection.send(("raised", traceback.format_exc()))
 
 
-def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+def in_child(function: Callable[..., Any], *arguments: Any, timeout_s: float = PATIENCE_S) -> Any:
     """Return what the function returns in a process of its own."""
     with Child(function, *arguments) as child:
-        return child.receive()
+        return child.receive(timeout_s)
 
 
 async def become_nobody() -> None:

@@ -156,7 +156,7 @@ async def _open_and_count(parent: Parent, url: str) -> int:
 async def test_a_pipe_in_place_of_the_file_does_not_hang(saved: Saved) -> None:
     saved.file.unlink()
     os.mkfifo(saved.file)
-    assert in_child(_open_and_count, saved.url) == len(EPISODES)
+    assert in_child(_open_and_count, saved.url, timeout_s=15) == len(EPISODES)
 
 
 async def test_a_deleted_file_and_a_deleted_folder_are_made_again(saved: Saved) -> None:

