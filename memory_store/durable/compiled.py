@@ -15,7 +15,7 @@ from cachetools import LRUCache
 from sqlalchemy import Select
 from sqlalchemy.sql.elements import BindParameter, ColumnElement
 
-from memory_store.durable.statements import DIALECT
+from memory_store.durable.statements import dialect
 
 __all__ = ["compiled"]
 
@@ -67,7 +67,7 @@ def compiled(
 
 
 def _compile(statement: Select[Any], own: Sequence[BindParameter[Any]]) -> _Compiled:
-    made = statement.compile(dialect=DIALECT)
+    made = statement.compile(dialect=dialect())
     places = {id(parameter): index for index, parameter in enumerate(own)}
     slots = [
         _Slot(places.get(id(made.binds[name])), name, made.binds[name].value, made._bind_processors.get(name))  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def _compile(statement: Select[Any], own: Sequence[BindParameter[Any]]) -> _Comp
 
 
 def _compile_now(statement: Select[Any], values: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    made = statement.compile(dialect=DIALECT, compile_kwargs={"render_postcompile": True})
+    made = statement.compile(dialect=dialect(), compile_kwargs={"render_postcompile": True})
     given = {**made.construct_params(), **values}
     parameters = []
     for name in made.positiontup or ():

@@ -93,7 +93,7 @@ class Reader:
 
 def read_head(connection: sqlite3.Connection) -> HeadState:
     """Return the newest commit the connection's snapshot can see."""
-    return HeadState(*connection.execute(head_select).fetchone())
+    return HeadState(*connection.execute(head_select()).fetchone())
 
 
 def snapshot_of(connection: sqlite3.Connection, keys: Sequence[Key]) -> Snapshot:

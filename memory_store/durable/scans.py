@@ -10,7 +10,7 @@ from sqlalchemy import Select, func, literal, select, tuple_, type_coerce
 from sqlalchemy.types import NullType
 
 from memory_store.durable.changes import CHANGES
-from memory_store.durable.statements import DIALECT, raw_columns
+from memory_store.durable.statements import dialect, raw_columns
 from memory_store.records import RECORDS, RecordSpec
 
 __all__ = ["Portion", "count_changes", "count_rows", "list_namespaces", "read_portion"]
@@ -106,6 +106,6 @@ def _one(connection: sqlite3.Connection, statement: Select[Any]) -> Any:
 
 
 def _run(connection: sqlite3.Connection, statement: Select[Any]) -> sqlite3.Cursor:
-    made = statement.compile(dialect=DIALECT, compile_kwargs={"render_postcompile": True})
+    made = statement.compile(dialect=dialect(), compile_kwargs={"render_postcompile": True})
     values = made.construct_params()
     return connection.execute(made.string, [values[name] for name in made.positiontup or ()])

@@ -6,7 +6,7 @@ Going through SQLAlchemy for each execution measured 13 to 56 times the driver's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 from sqlalchemy import (
@@ -23,7 +23,6 @@ from sqlalchemy import (
     type_coerce,
     update,
 )
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.expression import ClauseElement, ColumnElement
 from sqlalchemy.types import NullType
 
@@ -31,10 +30,10 @@ from memory_store.durable.changes import CHANGES, HEAD, SHARD
 from memory_store.records import RECORDS, RecordSpec
 
 __all__ = [
-    "DIALECT",
     "STATEMENTS",
     "Statements",
     "batch_size",
+    "dialect",
     "head_select",
     "head_update",
     "log_insert",
@@ -42,13 +41,20 @@ __all__ = [
     "raw_columns",
 ]
 
-DIALECT: Dialect = sqlite.dialect(paramstyle="qmark")
 _MAX_BATCH = 512
 _ONE: ColumnElement[int] = literal_column("1")
 
 
+@cache
+def dialect() -> Dialect:
+    """Return the dialect whose text and parameter style the driver takes."""
+    from sqlalchemy.dialects import sqlite
+
+    return sqlite.dialect(paramstyle="qmark")
+
+
 def _text(statement: ClauseElement) -> str:
-    return str(statement.compile(dialect=DIALECT, compile_kwargs={"render_postcompile": True}))
+    return str(statement.compile(dialect=dialect(), compile_kwargs={"render_postcompile": True}))
 
 
 def raw_columns(spec: RecordSpec[Any]) -> list[ColumnElement[Any]]:
@@ -62,68 +68,92 @@ def batch_size(count: int) -> int:
 
 
 class Statements:
-    """The statements of one kind. Parameters are positional: namespace first, then as each comment says."""
+    """The statements of one kind, each compiled when it is first used. Parameters are positional, as each one says."""
 
     def __init__(self, spec: RecordSpec[Any]) -> None:
-        self._spec = spec
-        table = spec.table
-        namespace = table.c.namespace == bindparam("namespace")
-        one = and_(namespace, table.c.id == bindparam("id"))
-        values: dict[str, Any] = {name: bindparam(f"v_{name}") for name in spec.columns if name != "id"}
-        # namespace, id, row...; ON CONFLICT DO NOTHING: the row count says whether it was new
-        self.insert = _text(
-            sqlite.insert(table)
-            .values({name: bindparam(name) for name in ["namespace", *spec.columns]})
+        self._spec, self._table = spec, spec.table
+        self._in_namespace = spec.table.c.namespace == bindparam("namespace")
+        self._one = and_(self._in_namespace, spec.table.c.id == bindparam("id"))
+        self._many: dict[tuple[str, int], str] = {}
+
+    @cached_property
+    def insert(self) -> str:
+        """namespace, row...; what exists is left alone: the row count says how many were new."""
+        from sqlalchemy.dialects import sqlite
+
+        return _text(
+            sqlite.insert(self._table)
+            .values({name: bindparam(name) for name in ["namespace", *self._spec.columns]})
             .on_conflict_do_nothing(index_elements=["namespace", "id"])
         )
-        # row without id, namespace, id
-        self.replace = _text(update(table).where(one).values(values))
-        # namespace, id
-        self.delete = _text(delete(table).where(one))
-        # namespace, id -> row
-        self.get = _text(select(*raw_columns(spec)).where(one))
-        # limit -> namespace, id
-        self.newest = _text(
-            select(table.c.namespace, table.c.id).order_by(table.c[spec.warm_by].desc()).limit(bindparam("limit"))
-        ).removesuffix(" OFFSET ?")
-        self.parent_exists = self.last_number = self.has_parts = self.numbers = ""
-        if spec.parent is not None:
-            episodes = RECORDS["episode"].table
-            parts = and_(namespace, table.c[spec.parent] == bindparam("parent"))
-            # namespace, parent
-            self.parent_exists = _text(
-                select(episodes.c.id).where(episodes.c.namespace == bindparam("n"), episodes.c.id == bindparam("p"))
-            )
-            # namespace, parent -> 1 or 0
-            self.has_parts = _text(select(exists(select(_ONE).where(parts))))
-            if spec.number is not None:
-                # namespace, parent -> the highest number
-                self.last_number = _text(select(func.max(table.c[spec.number])).where(parts))
-                # namespace, parent -> id, number
-                self.numbers = _text(select(table.c.id, table.c[spec.number]).where(parts))
 
-    @lru_cache(maxsize=16)  # noqa: B019 - lives as long as the registry
+    @cached_property
+    def replace(self) -> str:
+        """Row without id, namespace, id."""
+        values: dict[str, Any] = {name: bindparam(f"v_{name}") for name in self._spec.columns if name != "id"}
+        return _text(update(self._table).where(self._one).values(values))
+
+    @cached_property
+    def delete(self) -> str:
+        """namespace, id."""
+        return _text(delete(self._table).where(self._one))
+
+    @cached_property
+    def get(self) -> str:
+        """namespace, id -> row."""
+        return _text(select(*raw_columns(self._spec)).where(self._one))
+
+    @cached_property
+    def newest(self) -> str:
+        """Limit -> namespace, id."""
+        order = self._table.c[self._spec.warm_by].desc()
+        statement = select(self._table.c.namespace, self._table.c.id).order_by(order).limit(bindparam("limit"))
+        return _text(statement).removesuffix(" OFFSET ?")
+
+    @cached_property
+    def parent_exists(self) -> str:
+        """namespace, parent -> its id."""
+        episodes = RECORDS["episode"].table.c
+        return _text(select(episodes.id).where(episodes.namespace == bindparam("n"), episodes.id == bindparam("p")))
+
+    @cached_property
+    def has_parts(self) -> str:
+        """namespace, parent -> 1 or 0."""
+        return _text(select(exists(select(_ONE).where(self._of_parent))))
+
+    @cached_property
+    def last_number(self) -> str:
+        """namespace, parent -> the highest number."""
+        return _text(select(func.max(self._table.c[self._spec.number or ""])).where(self._of_parent))
+
+    @cached_property
+    def numbers(self) -> str:
+        """namespace, parent -> id, number."""
+        return _text(select(self._table.c.id, self._table.c[self._spec.number or ""]).where(self._of_parent))
+
     def get_many(self, places: int) -> str:
         """namespace, `places` keys -> rows; for a part the keys are parents and the rows come in their order."""
-        spec, table = self._spec, self._spec.table
-        column = table.c[spec.parent or "id"]
-        statement: Select[Any] = select(*raw_columns(spec)).where(
-            table.c.namespace == bindparam("namespace"), column.in_([bindparam(f"k{i}") for i in range(places)])
-        )
-        if spec.parent is not None:
-            statement = statement.order_by(column, *(table.c[name] for name in spec.order))
-        return _text(statement)
+        return self._get_in(self._spec.parent or "id", places)
 
-    @lru_cache(maxsize=16)  # noqa: B019 - lives as long as the registry
     def get_by_id(self, places: int) -> str:
         """namespace, `places` ids -> rows, in no order."""
-        table = self._spec.table
-        return _text(
-            select(*raw_columns(self._spec)).where(
-                table.c.namespace == bindparam("namespace"),
-                table.c.id.in_([bindparam(f"k{i}") for i in range(places)]),
+        return self._get_in("id", places)
+
+    @property
+    def _of_parent(self) -> ColumnElement[bool]:
+        return and_(self._in_namespace, self._table.c[self._spec.parent or ""] == bindparam("parent"))
+
+    def _get_in(self, name: str, places: int) -> str:
+        text = self._many.get((name, places))
+        if text is None:
+            column = self._table.c[name]
+            statement: Select[Any] = select(*raw_columns(self._spec)).where(
+                self._in_namespace, column.in_([bindparam(f"k{i}") for i in range(places)])
             )
-        )
+            if name != "id":
+                statement = statement.order_by(column, *(self._table.c[part] for part in self._spec.order))
+            text = self._many[name, places] = _text(statement)
+        return text
 
 
 def pad(keys: Sequence[str], places: int) -> list[str]:
@@ -133,15 +163,23 @@ def pad(keys: Sequence[str], places: int) -> list[str]:
 
 STATEMENTS: dict[str, Statements] = {kind: Statements(spec) for kind, spec in RECORDS.items()}
 
-# () -> position, nonce, store_id, epoch
 _OUR_HEAD = HEAD.c.shard == literal_column(str(SHARD))
-head_select = _text(select(HEAD.c.position, HEAD.c.nonce, HEAD.c.store_id, HEAD.c.epoch).where(_OUR_HEAD))
-# nonce -> position
-head_update = _text(
-    update(HEAD)
-    .where(_OUR_HEAD)
-    .values(position=HEAD.c.position + _ONE, nonce=bindparam("new_nonce"))
-    .returning(HEAD.c.position)
-)
-# a row of `changes`, its columns in their order
-log_insert = _text(insert(CHANGES).values({column.name: bindparam(column.name) for column in CHANGES.columns}))
+
+
+@cache
+def head_select() -> str:
+    """() -> position, nonce, store_id, epoch."""
+    return _text(select(HEAD.c.position, HEAD.c.nonce, HEAD.c.store_id, HEAD.c.epoch).where(_OUR_HEAD))
+
+
+@cache
+def head_update() -> str:
+    """Nonce -> position."""
+    values = {"position": HEAD.c.position + _ONE, "nonce": bindparam("new_nonce")}
+    return _text(update(HEAD).where(_OUR_HEAD).values(values).returning(HEAD.c.position))
+
+
+@cache
+def log_insert() -> str:
+    """A row of `changes`, its columns in their order."""
+    return _text(insert(CHANGES).values({column.name: bindparam(column.name) for column in CHANGES.columns}))

@@ -278,8 +278,8 @@ def write_log_and_commit(connection: sqlite3.Connection, context: Context, actor
         return Commit()
     nonce = new_nonce()
     try:
-        [(position,)] = connection.execute(head_update, (nonce,)).fetchall()
-        connection.executemany(log_insert, _log_rows(changes, position, nonce, actor, context.now_us))
+        [(position,)] = connection.execute(head_update(), (nonce,)).fetchall()
+        connection.executemany(log_insert(), _log_rows(changes, position, nonce, actor, context.now_us))
         commit(connection)
     except BaseException:
         rollback(connection)

@@ -114,7 +114,7 @@ def check_text(record: Record, name: str, value: Any) -> str:
         except UnicodeEncodeError as error:
             record._refuse(name, f"has a lone surrogate at character {error.start}, which no UTF-8 text can hold")
     text: str = value
-    return text if type(text) is str else "".join(text)  # an enum's member becomes its plain word
+    return text if type(value) is str else "".join(text)  # an enum's member becomes its plain word
 
 
 def check_key(record: Record, name: str, value: Any) -> str:
