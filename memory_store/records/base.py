@@ -113,8 +113,9 @@ def check_text(record: Record, name: str, value: Any) -> str:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             record._refuse(name, f"has a lone surrogate at character {error.start}, which no UTF-8 text can hold")
-    text: str = value
-    return text if type(value) is str else "".join(text)  # an enum's member becomes its plain word
+    # An enum's member becomes its plain word; the common case, a plain str, is not copied.
+    plain: str = value if type(value) is str else "".join(value)
+    return plain
 
 
 def check_key(record: Record, name: str, value: Any) -> str:

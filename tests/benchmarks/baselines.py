@@ -93,7 +93,7 @@ async def filled(workspace: Workspace, rows: int) -> Path:
 
 
 async def some_ids(path: Path, count: int) -> list[str]:
-    """Return ids of stored episodes, spread over the table."""
+    """Return different ids of stored episodes, spread over the table."""
 
     def read() -> list[str]:
         connection = connect(path)
@@ -102,5 +102,6 @@ async def some_ids(path: Path, count: int) -> list[str]:
         return ids
 
     ids = await asyncio.to_thread(read)
+    assert 0 < count <= len(ids), f"{count} of {len(ids)}"
     # A prime stride visits all of a table before it repeats.
     return [ids[place * 7919 % len(ids)] for place in range(count)]

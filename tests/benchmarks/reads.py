@@ -45,7 +45,7 @@ async def hit(workspace: Workspace, sizes: Sizes) -> Measured:
 @on_one_core
 async def miss(workspace: Workspace, sizes: Sizes) -> Measured:
     path = await filled(workspace, sizes.rows)
-    ids = await some_ids(path, 200)
+    ids = await some_ids(path, min(200, sizes.rows))
     async with open_quiet(path) as store, aioconnect(path) as connection:
 
         async def ours(_: int) -> float:
@@ -69,7 +69,7 @@ async def miss(workspace: Workspace, sizes: Sizes) -> Measured:
 
 async def concurrent_misses(workspace: Workspace, sizes: Sizes) -> Measured:
     path = await filled(workspace, sizes.rows)
-    ids = await some_ids(path, 64 * 8)
+    ids = await some_ids(path, min(64 * 8, sizes.rows // 64 * 64))
     groups = [ids[start : start + 64] for start in range(0, len(ids), 64)]
     async with open_quiet(path) as store, aioconnect(path) as connection:
 

@@ -22,12 +22,12 @@ from memory_store.cli.demo.goals import Survey, make_goals
 from memory_store.cli.demo.summary import Summary
 from memory_store.cli.demo.tools import Toolbox
 
-PROGRAM = "import sys; from memory_store.cli.demo import run; sys.exit(run({folder!r}, {as_json!r}))"
+PROGRAM = Path(sys.executable).parent / "memory-store"
 
 
-def run_demo(cwd: Path, *, folder: str | None = None, as_json: bool = False) -> subprocess.CompletedProcess[str]:
+def run_demo(cwd: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(folder=folder, as_json=as_json)],
+        [str(PROGRAM), "demo", *options],
         cwd=cwd,
         env={**os.environ, "COLUMNS": "120"},
         capture_output=True,
@@ -65,7 +65,7 @@ async def test_json_run_in_a_checkout(checkout: Path) -> None:
     old.write_text("not a database")
     (old.parent / "mine.txt").write_text("keep")
 
-    done = run_demo(checkout, as_json=True)
+    done = run_demo(checkout, "--json")
 
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(done.stdout)  # one object and nothing else
