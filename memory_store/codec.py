@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import Any, Generic, NoReturn, cast
 
 import msgpack
-from sqlalchemy import JSON, Boolean, String, Text
+from sqlalchemy import JSON, Boolean, Column, Float, String, Text
 
 from memory_store.clock import to_us
 from memory_store.config import Limits
@@ -247,13 +247,32 @@ def with_expiry(entry: bytes, expires_at: float) -> bytes:
     return _PREFIX.pack(0xDD, head[1], 0xCB, expires_at, 0xCF, head[5]) + entry[ENTRY_PREFIX_BYTES:]
 
 
+def _packed_types(column: Column[Any], nullable: bool) -> frozenset[type]:
+    kind = column.type
+    if isinstance(kind, Boolean):
+        types = {bool, int}
+    elif isinstance(kind, Float):
+        types = {float, int}
+    elif isinstance(kind, Float32Vector):
+        types = {bytes}
+    else:
+        types = {str} if isinstance(kind, String | JSON) else {int}
+    return frozenset(types | {type(None)} if nullable else types)
+
+
+_PACKED_TYPES = {
+    kind: [_packed_types(spec.table.c[n], bool(spec.table.c[n].nullable) or n == spec.number) for n in spec.columns]
+    for kind, spec in RECORDS.items()
+}
+
+
 def check_entry(kind: str, entry: bytes) -> None:
     """Check bytes that come from a file before they may be served.
 
     Raises:
         CodecError: they are not an entry of this kind with rows of the kind's width and value types.
     """
-    width = len(RECORDS[kind].columns)
+    allowed = _PACKED_TYPES[kind]
     try:
         head = _PREFIX.unpack_from(entry)
         if (head[0], head[2], head[4]) != (0xDD, 0xCB, 0xCF):
@@ -262,8 +281,11 @@ def check_entry(kind: str, entry: bytes) -> None:
     except (ValueError, struct.error, msgpack.UnpackException) as error:
         raise CodecError(f"cache entry cannot be decoded: {error}", kind=kind) from error
     for row in rows:
-        if type(row) is not list or len(row) != width or type(row[0]) is not str or type(row[1]) is not int:
+        if type(row) is not list or len(row) != len(allowed):
             raise CodecError(f"cache entry has a row that is no {kind}", kind=kind)
+        for value, types in zip(row, allowed, strict=True):
+            if type(value) not in types:
+                raise CodecError(f"cache entry of a {kind} has a value of type {type(value).__name__}", kind=kind)
 
 
 def fingerprint() -> str:

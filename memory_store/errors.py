@@ -168,7 +168,7 @@ class SchemaMismatchError(DurableError):
         expected: revision this library works with.
     """
 
-    def __init__(self, message: str, *, found: str | None, expected: str) -> None:
+    def __init__(self, message: str, *, found: str | None = None, expected: str = "") -> None:
         super().__init__(message)
         self.found = found
         self.expected = expected

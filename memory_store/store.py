@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import warnings
 import weakref
@@ -209,9 +210,9 @@ class MemoryStore(Namespace):
             await asyncio.shield(opening)
         except asyncio.CancelledError:
             # Half-open connections cannot be abandoned: let it finish, then close what it opened.
-            await asyncio.wait([opening])
+            await _to_the_end(opening)
             if not opening.cancelled() and opening.exception() is None:
-                await self.close()
+                await _to_the_end(asyncio.create_task(self.close()))
             raise
         return self
 
@@ -231,14 +232,21 @@ class MemoryStore(Namespace):
         _OPEN_STORES.add(self)
 
     async def close(self) -> None:
-        """Finish what is queued, save the cache and close every connection. Safe to call twice or when never opened."""
+        """Finish what is queued, save the cache and close every connection. Safe to call twice or when never opened.
+
+        A cancelled close still closes everything before it raises.
+        """
         if self._durable is None or not (self._access.is_open or self._closing):
             return
         if self._closing is None:
             self._access.require_writable()
             self._access.detach("the store is closed")
             self._closing = asyncio.create_task(self._close(self._durable))
-        await asyncio.shield(self._closing)
+        try:
+            await asyncio.shield(self._closing)
+        except asyncio.CancelledError:
+            await _to_the_end(self._closing)
+            raise
 
     async def _close(self, durable: Durable) -> None:
         _OPEN_STORES.discard(self)
@@ -297,6 +305,13 @@ class MemoryStore(Namespace):
         if path is not None:
             return path or None
         return None if self._target.memory else self._target.path + ".cache"
+
+
+async def _to_the_end(task: asyncio.Task[Any]) -> None:
+    """Wait for a task however often the waiting is cancelled; the caller raises the cancellation afterwards."""
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
 
 
 _OPEN_STORES: weakref.WeakSet[MemoryStore] = weakref.WeakSet()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -94,7 +93,7 @@ class CacheKeeper:
         """Begin loading or rebuilding in the background, and saving now and then."""
         if self._state == "off":
             return
-        self._begin(self._load(head))
+        self._begin(lambda: self._load(head))
         if self._folder is not None and self._interval_s > 0:
             self._saver = asyncio.create_task(self._save_now_and_then(), name="memory_store cache saver")
 
@@ -122,17 +121,17 @@ class CacheKeeper:
             return
         await self._stop_work()
         self._cache.clear()
-        self._begin(self._rebuild(reason, []))
-        await self.wait()
+        work = self._begin(lambda: self._rebuild(reason, []))
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError:
+            work.cancel()
+            raise
 
     async def wait(self) -> None:
-        """Wait until no load or rebuild runs. If the caller is cancelled, so is the work."""
-        if self._work is not None:
-            try:
-                await asyncio.shield(self._work)
-            except asyncio.CancelledError:
-                await self._stop_work()
-                raise
+        """Wait until no load or rebuild runs; cancelling the wait leaves it alone."""
+        while (work := self._work) is not None and not work.done():
+            await asyncio.wait({work})
 
     async def clear(self) -> None:
         """Drop every entry, stop a rebuild, and remove the saved cache's use by saving an empty one."""
@@ -175,31 +174,34 @@ class CacheKeeper:
         """Stop the background work and save."""
         if self._saver is not None:
             self._saver.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._saver
-        interrupted = self._work is not None
+            await asyncio.wait({self._saver})
+        loading = self._state == "loading"
         await self._stop_work()
-        if not (interrupted and self._state == "loading"):  # a half-loaded cache is no reason to lose the saved one
+        if not loading:  # a half-loaded cache is no reason to lose the saved one
             await self.save()
 
-    def _begin(self, work: Coroutine[None, None, None]) -> None:
+    def _begin(self, work: Callable[[], Coroutine[None, None, None]]) -> asyncio.Task[None]:
         self._work = asyncio.create_task(self._guard(work), name="memory_store cache filler")
+        # A callback, not a `finally`: a task that is cancelled before its first step runs no code of its own.
+        self._work.add_done_callback(self._work_has_ended)
+        return self._work
 
-    async def _guard(self, work: Coroutine[None, None, None]) -> None:
+    async def _guard(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         try:
-            await work
-        except MemoryStoreError as error:
-            self._error = str(error)
-        finally:
-            self._state = "ready"
-            self._work = None
+            await work()
+        except Exception as error:  # the store serves without it; the status says what happened
+            self._error = f"{type(error).__name__}: {error}"
+
+    def _work_has_ended(self, work: asyncio.Task[None]) -> None:
+        if self._work is work:
+            self._state, self._work = "ready", None
 
     async def _stop_work(self) -> None:
         work = self._work
         if work is not None:
             work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
+            await asyncio.wait({work})
+            self._work_has_ended(work)
 
     async def _save_now_and_then(self) -> None:
         while True:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import struct
 import time
 import zlib
@@ -118,11 +119,16 @@ class Snapshot:
 
     def __init__(self, folder: str) -> None:
         try:
-            descriptor = os.open(Path(folder) / FILE_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            # O_NONBLOCK: opening a pipe that somebody put there would wait for ever.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            descriptor = os.open(Path(folder) / FILE_NAME, flags)
         except OSError as error:
             raise CacheError(
                 "there is no saved cache" if isinstance(error, FileNotFoundError) else str(error)
             ) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise CacheError("the saved cache is not a plain file")
         self._file = os.fdopen(descriptor, "rb", buffering=1 << 20)
         try:
             if self._file.read(len(_MAGIC)) != _MAGIC:

@@ -121,6 +121,8 @@ class CacheTier:
         """Newest commit that has been applied here."""
         ttls = {kind: spec.ttl_s for kind, spec in RECORDS.items()} | {QueryResult.kind: QueryResult.ttl_s}
         self.failures = 0
+        self._floor = 0
+        """Position up to which other processes may have changed anything."""
         self._ttl_s = {kind: float(ttl_s.get(kind, own)) for kind, own in ttls.items()}
         self.counters = {kind: Counters() for kind in ttls}
         self._entries = _Entries()
@@ -139,6 +141,7 @@ class CacheTier:
             # Keys are one short string, "<number>/<id>": a tuple a key would cost 80 bytes more an entry.
             prefix = f"{len(self._by_number):x}/"
             space = Space(kind, namespace, prefix, self.counters[kind], self._ttl_s[kind])
+            space.changed = self._floor
             self._spaces[kind, namespace] = space
             self._by_number.append(space)
         return space
@@ -285,10 +288,13 @@ class CacheTier:
 
     def _forget(self, position: int) -> None:
         """Drop everything: other processes committed up to this position, and what they changed is not known here."""
+        self._floor = position
         for fence in self._fences:
             fence.floor = position
         for watch in self._watched.values():
             watch.touched = max(watch.touched, position)
+        for space in self._by_number:
+            space.changed = max(space.changed, position)
         self.clear()
 
     def clear(self) -> None:

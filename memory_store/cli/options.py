@@ -79,12 +79,12 @@ async def opened(url: str, namespace: str, *, writes: bool = False, cached: bool
         writes: make or upgrade the database if need be; otherwise it must be there, at this library's revision.
         cached: load the saved cache, and save it again; other commands have no use for it.
     """
-    settings: dict[str, Any] = {}
-    if not writes:
-        require_file(parse_url(url))
-        if not parse_url(url).memory:
-            settings["migrate"] = "check"
+    target = parse_url(url)
+    settings: dict[str, Any] = {} if writes or target.memory else {"migrate": "check"}
     if not cached:
         settings.update(cache_max_bytes=0, cache_path="")
-    async with MemoryStore(url, namespace=namespace, **settings) as store:
+    store = MemoryStore(url, namespace=namespace, **settings)
+    if not writes:
+        require_file(target)
+    async with store:
         yield store

@@ -103,4 +103,5 @@ def _file(url: str) -> Target:
     target = parse_url(url)
     if target.memory:
         raise ConfigurationError("a :memory: database ends with the program: name a file, e.g. sqlite:///agent.db")
+    resolve_settings(target.parameters, {})
     return target

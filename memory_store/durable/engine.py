@@ -21,6 +21,9 @@ from memory_store.errors import ConfigurationError, DurableUnavailableError
 __all__ = ["Target", "make_engine", "parse_url"]
 
 
+_SMALLEST_DATABASE_BYTES = 512
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a store lives.
@@ -52,19 +55,25 @@ class Target:
         return URL.create("sqlite+aiosqlite", database=self.path)
 
     def require_folder(self) -> None:
-        """Check that the file can be there.
+        """Check that the file can be there, and is no other small file.
 
         Raises:
-            DurableUnavailableError: its folder is missing, or it is a folder itself.
+            DurableUnavailableError: its folder is missing, it is a folder itself, or too small to be a database.
         """
-        if not Path(self.path).parent.is_dir():
-            raise DurableUnavailableError(f"the folder {Path(self.path).parent} does not exist")
-        if Path(self.path).is_dir():
-            raise DurableUnavailableError(f"{self.path} is a folder, not a database file")
+        try:
+            if not Path(self.path).parent.is_dir():
+                raise DurableUnavailableError(f"the folder {Path(self.path).parent} does not exist")
+            if Path(self.path).is_dir():
+                raise DurableUnavailableError(f"{self.path} is a folder, not a database file")
+            # SQLite takes a file of less than a page for an empty database and would write over it.
+            if 0 < self.file_bytes() < _SMALLEST_DATABASE_BYTES:
+                raise DurableUnavailableError(f"{self.path} is not a SQLite database; nothing was touched")
+        except OSError as error:
+            raise DurableUnavailableError(f"{self.path} cannot be reached: {error.strerror}") from error
 
-    def is_empty(self) -> bool:
-        """Return whether there is no file yet, or nothing in it."""
-        return not Path(self.path).exists() or Path(self.path).stat().st_size == 0
+    def file_bytes(self) -> int:
+        """Return the size of the file, 0 where there is none."""
+        return Path(self.path).stat().st_size if Path(self.path).exists() else 0
 
     def remove_folder(self) -> None:
         """Remove the folder of a `:memory:` store; open connections keep the file alive."""

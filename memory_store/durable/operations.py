@@ -75,15 +75,21 @@ class Put:
         for index, row in enumerate(rows):
             old = existing.get(row[0])
             rows[index] = self.stamped(row, 1 if old is None else old[REVISION] + 1, context)
+        if spec.number is not None and existing:
+            # Rows that give their number up do so first, so that others of the batch can take it.
+            place = spec.index(spec.number)
+            moved = [row[0] for row in rows if row[0] in existing and row[place] != existing[row[0]][place]]
+            away = [(-1 - index, self.namespace, id_) for index, id_ in enumerate(moved)]
+            yield Ask(statements.renumber, away, many=True)
         fresh = [(self.namespace, *row) for row in rows if row[0] not in existing]
         if fresh:
             yield Ask(statements.insert, fresh, many=True)
         for row in rows:
             old, parent = existing.get(row[0]), parent_of(spec, row)
             if old is None:
-                place = None if parent is None else follows[parent]
-                context.changes.append(_change(spec, self.namespace, row, follows=place, pack=pack))
-                if parent is not None and place is False:
+                follow = None if parent is None else follows[parent]
+                context.changes.append(_change(spec, self.namespace, row, follows=follow, pack=pack))
+                if parent is not None and follow is False:
                     follows[parent] = True
                 continue
             yield Ask(statements.replace, (*row[1:], self.namespace, row[0]))

@@ -9,6 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sqlalchemy.exc import DBAPIError
+
 from memory_store.durable.changes import CHANGES, HEAD
 from memory_store.durable.dialects.sqlite import copy_database, translate
 from memory_store.durable.engine import Target
@@ -143,7 +145,7 @@ def upgrade(
             _use_wal(target.path, timeout_s)
             _run_alembic(target)
             return found, HEAD_REVISION
-    except sqlite3.Error as error:
+    except (sqlite3.Error, DBAPIError) as error:
         raise translate(error) from error
     finally:
         lock.close()

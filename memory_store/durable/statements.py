@@ -94,6 +94,11 @@ class Statements:
         return _text(update(self._table).where(self._one).values(values))
 
     @cached_property
+    def renumber(self) -> str:
+        """Number, namespace, id."""
+        return _text(update(self._table).where(self._one).values({self._spec.number or "": bindparam("new_number")}))
+
+    @cached_property
     def delete(self) -> str:
         """namespace, id."""
         return _text(delete(self._table).where(self._one))

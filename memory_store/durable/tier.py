@@ -53,7 +53,7 @@ class Durable:
         async with AsyncExitStack() as resources:
             resources.callback(self.target.remove_folder)
             self.target.require_folder()
-            if self.target.is_empty():
+            if self.target.file_bytes() == 0:
                 await self._upgrade(None)
             engine = make_engine(self.target, self._settings.timeout_s)
             resources.push_async_callback(engine.dispose)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from memory_store.clock import new_id, utc_now
-from memory_store.errors import InvalidRecordError
+from memory_store.errors import CodecError, InvalidRecordError
 
 if TYPE_CHECKING:
     from sqlalchemy.sql.base import ReadOnlyColumnCollection
@@ -82,7 +82,12 @@ class Record(_Stored):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         index, decode = lazy
         packed = self._row[index]
-        value = None if packed is None else decode(packed)
+        try:
+            value = None if packed is None else decode(packed)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise CodecError(
+                f"{self.kind}.{name} is stored as something that cannot be read: {error}", kind=self.kind, key=self.id
+            ) from error
         object.__setattr__(self, name, value)
         return value
 
@@ -104,7 +109,7 @@ class Record(_Stored):
 Check = Callable[[Record, str, Any], Any]
 
 
-def check_text(record: Record, name: str, value: Any) -> str:
+def check_text(record: Record, name: str, value: object) -> str:
     """Return text that every database can hold: any Unicode scalar values, NUL included, but no lone surrogates."""
     if not isinstance(value, str):
         record._refuse(name, f"must be text, got {type(value).__name__}")
@@ -113,9 +118,7 @@ def check_text(record: Record, name: str, value: Any) -> str:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             record._refuse(name, f"has a lone surrogate at character {error.start}, which no UTF-8 text can hold")
-    # An enum's member becomes its plain word; the common case, a plain str, is not copied.
-    plain: str = value if type(value) is str else "".join(value)
-    return plain
+    return value[:]  # an enum's member becomes its plain word; a plain str is not copied
 
 
 def check_key(record: Record, name: str, value: Any) -> str:

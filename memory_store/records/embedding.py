@@ -90,6 +90,8 @@ class Embedding(Record):
 
 
 def _pack(record: Embedding, value: Any) -> bytes:
+    if isinstance(value, bytearray):
+        value = bytes(value)
     if isinstance(value, bytes):
         if len(value) % 4:
             record._refuse("embedding", f"has {len(value)} bytes, which is no whole number of float32")
@@ -99,7 +101,7 @@ def _pack(record: Embedding, value: Any) -> bytes:
     else:
         try:
             numbers = array.array("f", value)
-        except (TypeError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             record._refuse("embedding", f"must hold numbers of float32 range ({error})")
     if not all(map(math.isfinite, numbers)):
         record._refuse("embedding", "must hold finite numbers only")

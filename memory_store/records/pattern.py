@@ -77,6 +77,8 @@ class Pattern(Record):
         if self.id == "":
             check_key(self, "pattern_type", self.pattern_type)
             check_json(self, "pattern_data", self.pattern_data)
+            if self.domain is not None:
+                check_key(self, "domain", self.domain)
             object.__setattr__(self, "id", f"{self.pattern_type}:{_digest([self.domain, self.pattern_data])}")
         Record.__post_init__(self)
         self._require("success_rate", 0 <= self.success_rate <= 1, "must lie between 0 and 1")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import sqlite3
 import struct
+from contextlib import closing
 from typing import Any
 
 from memory_store import MemoryStore
@@ -105,17 +107,32 @@ async def test_hostile_lines_are_told_by_number_and_the_rest_goes_in(store: Memo
     assert found == {}
 
 
-async def test_what_the_database_itself_refuses_takes_no_other_line_with_it(file_store: MemoryStore) -> None:
+async def test_what_the_database_itself_refuses_takes_no_other_line_with_it(
+    file_url: str, file_store: MemoryStore
+) -> None:
+    with closing(sqlite3.connect(file_url.removeprefix("sqlite:///"))) as connection:
+        connection.execute(
+            "CREATE TRIGGER no_two BEFORE INSERT ON steps WHEN NEW.id = 'r2/2' BEGIN SELECT RAISE(ABORT, 'no two'); END"
+        )
+
+    report, [rejection] = await bring(file_store, run_line(), run_line("r2"), run_line("r3"))
+
+    assert report.inserted == {"episode": 2, "step": 4}
+    assert (rejection.line, rejection.id) == (2, "r2")
+    assert "no two" in rejection.reason
+    assert await file_store.episodes.get("r2") is None
+
+
+async def test_numbers_that_two_lines_exchange_are_refused(file_store: MemoryStore) -> None:
     a, b = {**STEP, "id": "a", "step_number": 11}, {**STEP, "id": "b", "step_number": 12}
     await bring(file_store, run_line(), a, b)
 
-    # Each takes the number that the other still has.
     report, rejections = await bring(
         file_store, {**a, "step_number": 12}, {**b, "step_number": 11}, run_line("r2"), on_conflict="replace"
     )
 
     assert report.inserted == {"episode": 1, "step": 2}
-    assert {rejection.line for rejection in rejections} <= {1, 2}
-    numbers = [step.step_number for step in await file_store.steps.of("r1")]
-    assert sorted(numbers, key=lambda number: number or 0) == numbers
-    assert len(set(numbers)) == 4
+    assert [(rejection.line, rejection.reason) for rejection in rejections] == [
+        (1, "12 is taken in episode 'r1'"),
+        (2, "11 is taken in episode 'r1'"),
+    ]

@@ -75,6 +75,8 @@ def translate(error: BaseException) -> BaseException:
     if isinstance(error, MemoryStoreError):
         return error
     original: Any = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(original, UnicodeDecodeError):  # text in the file that is no text
+        return DurableUnavailableError(f"the database is damaged; restore a backup ({original})")
     if not isinstance(original, sqlite3.Error):
         return error
     code = error_code(original)
