@@ -26,7 +26,7 @@ class Ask(NamedTuple):
     """
 
     sql: str
-    parameters: Sequence[Any]
+    parameters: Any
     many: bool = False
 
 
@@ -49,7 +49,7 @@ def find_existing(
 
 def parent_of(spec: RecordSpec[Any], row: Sequence[Any]) -> str | None:
     """Return the episode a row belongs to, None for a kind that belongs to none."""
-    return row[spec.index(spec.parent)] if spec.parent else None
+    return None if spec.parent_index is None else row[spec.parent_index]
 
 
 def place_parts(
@@ -61,25 +61,35 @@ def place_parts(
         RecordNotFoundError: an episode does not exist.
         ConflictError: a number is taken.
     """
-    statements = STATEMENTS[spec.kind]
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(parent_of(spec, row) or "", []).append(row)
+    last = yield from _last_numbers(spec, namespace, list(groups))
     follows: dict[str, bool | None] = {}
     for parent, members in groups.items():
-        if not (yield Ask(statements.parent_exists, (namespace, parent))):
+        if parent not in last:
             raise RecordNotFoundError(
                 f"{spec.kind} belongs to episode {parent!r:.300}, which does not exist in namespace {namespace!r}",
                 kind="episode",
                 namespace=namespace,
                 key=parent,
             )
-        if spec.number is None:
-            follows[parent] = None
-            continue
-        last = (yield Ask(statements.last_number, (namespace, parent)))[0][0]
-        follows[parent] = yield from _number(spec, namespace, parent, members, existing, last)
+        follows[parent] = None
+        if spec.number is not None:
+            follows[parent] = yield from _number(spec, namespace, parent, members, existing, last[parent])
     return follows
+
+
+def _last_numbers(
+    spec: RecordSpec[Any], namespace: str, parents: Sequence[str]
+) -> Generator[Ask, list[tuple[Any, ...]], dict[str, int | None]]:
+    """Return the highest number of each parent that exists, None for one without parts or a kind without numbers."""
+    last: dict[str, int | None] = {}
+    for start in range(0, len(parents), _READ_AT_ONCE):
+        chunk = parents[start : start + _READ_AT_ONCE]
+        places = batch_size(len(chunk))
+        last.update((yield Ask(STATEMENTS[spec.kind].last_numbers(places), (namespace, *pad(chunk, places)))))
+    return last
 
 
 def _number(

@@ -81,9 +81,7 @@ class Put:
             moved = [row[0] for row in rows if row[0] in existing and row[place] != existing[row[0]][place]]
             away = [(-1 - index, self.namespace, id_) for index, id_ in enumerate(moved)]
             yield Ask(statements.renumber, away, many=True)
-        fresh = [(self.namespace, *row) for row in rows if row[0] not in existing]
-        if fresh:
-            yield Ask(statements.insert, fresh, many=True)
+        yield Ask(statements.insert, ((self.namespace, *row) for row in rows if row[0] not in existing), many=True)
         for row in rows:
             old, parent = existing.get(row[0]), parent_of(spec, row)
             if old is None:

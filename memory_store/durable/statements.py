@@ -19,6 +19,7 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    null,
     select,
     type_coerce,
     update,
@@ -116,20 +117,9 @@ class Statements:
         return _text(statement).removesuffix(" OFFSET ?")
 
     @cached_property
-    def parent_exists(self) -> str:
-        """namespace, parent -> its id."""
-        episodes = RECORDS["episode"].table.c
-        return _text(select(episodes.id).where(episodes.namespace == bindparam("n"), episodes.id == bindparam("p")))
-
-    @cached_property
     def has_parts(self) -> str:
         """namespace, parent -> 1 or 0."""
         return _text(select(exists(select(_ONE).where(self._of_parent))))
-
-    @cached_property
-    def last_number(self) -> str:
-        """namespace, parent -> the highest number."""
-        return _text(select(func.max(self._table.c[self._spec.number or ""])).where(self._of_parent))
 
     @cached_property
     def numbers(self) -> str:
@@ -143,6 +133,25 @@ class Statements:
     def get_by_id(self, places: int) -> str:
         """namespace, `places` ids -> rows, in no order."""
         return self._get_in("id", places)
+
+    def last_numbers(self, places: int) -> str:
+        """namespace, `places` parents -> parent, its highest number; a parent that does not exist is missing."""
+        text = self._many.get(("last_numbers", places))
+        if text is None:
+            table, episodes = self._table, RECORDS["episode"].table
+            highest: Any = null()
+            if self._spec.number is not None:
+                belongs = and_(
+                    table.c.namespace == episodes.c.namespace, table.c[self._spec.parent or ""] == episodes.c.id
+                )
+                highest = select(func.max(table.c[self._spec.number])).where(belongs).scalar_subquery()
+            text = self._many["last_numbers", places] = _text(
+                select(episodes.c.id, highest).where(
+                    episodes.c.namespace == bindparam("namespace"),
+                    episodes.c.id.in_([bindparam(f"k{i}") for i in range(places)]),
+                )
+            )
+        return text
 
     @property
     def _of_parent(self) -> ColumnElement[bool]:

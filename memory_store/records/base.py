@@ -123,10 +123,10 @@ def check_text(record: Record, name: str, value: object) -> str:
 
 def check_key(record: Record, name: str, value: Any) -> str:
     """Return short text for a key: as `check_text`, and without NUL, at which C programs would cut the key off."""
-    value = check_text(record, name, value)
-    if "\0" in value:
+    text = check_text(record, name, value)
+    if "\0" in text:
         record._refuse(name, "must not hold NUL, it is a key")
-    return value
+    return text
 
 
 def check_integer(record: Record, name: str, value: Any) -> int:

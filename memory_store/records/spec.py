@@ -83,9 +83,12 @@ class RecordSpec(Generic[R]):
     history: bool = False
     columns: tuple[str, ...] = field(init=False)
     """Names of the columns in row order, without `namespace`."""
+    parent_index: int | None = field(init=False)
+    """Where the parent stands in the row, None for a kind without one."""
 
     def __post_init__(self) -> None:
         names = tuple(item.name for item in fields(self.record))
+        object.__setattr__(self, "parent_index", None if self.parent is None else names.index(self.parent))
         object.__setattr__(self, "columns", tuple(c.name for c in self.table.columns if c.name != "namespace"))
         if names != self.columns:
             raise TypeError(f"{self.record.__name__} has fields {names}, its table has columns {self.columns}")
