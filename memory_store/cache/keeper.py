@@ -124,14 +124,16 @@ class CacheKeeper:
         work = self._begin(lambda: self._rebuild(reason, []))
         try:
             await asyncio.wait({work})
+            self._work_has_ended(work)
         except asyncio.CancelledError:
             work.cancel()
             raise
 
     async def wait(self) -> None:
         """Wait until no load or rebuild runs; cancelling the wait leaves it alone."""
-        while (work := self._work) is not None and not work.done():
+        while (work := self._work) is not None:
             await asyncio.wait({work})
+            self._work_has_ended(work)
 
     async def clear(self) -> None:
         """Drop every entry, stop a rebuild, and remove the saved cache's use by saving an empty one."""
@@ -222,8 +224,8 @@ class CacheKeeper:
     async def _adopt_saved(self, folder: str, head: HeadState, used: list[Key]) -> None:
         """Load the saved cache, or raise why it cannot be used, having noted the keys it held."""
         with self._cache.fence() as fence:
-            snapshot = await asyncio.to_thread(Snapshot, folder)
-            with snapshot:
+            # Opened here and not in a thread, where a cancelled task would lose the open file: it is one small read.
+            with Snapshot(folder) as snapshot:
                 reason = self._mismatch(snapshot.header, head)
                 batches = snapshot.batches()
                 while batch := await asyncio.to_thread(next, batches, None):

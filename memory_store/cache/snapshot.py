@@ -129,7 +129,7 @@ class Snapshot:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise CacheError("the saved cache is not a plain file")
-        self._file = os.fdopen(descriptor, "rb", buffering=1 << 20)
+        self._file = os.fdopen(descriptor, "rb", buffering=1 << 16)
         try:
             if self._file.read(len(_MAGIC)) != _MAGIC:
                 raise CacheError("the file is not a saved cache of this format")

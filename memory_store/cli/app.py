@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -171,6 +172,9 @@ def cache_clear(url: Url = DEFAULT_URL, as_json: Json = False) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the program and return its exit code; every expected failure is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another character set is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -188,6 +192,10 @@ def run(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     try:
         return int(app(list(arguments), prog_name="memory-store", standalone_mode=False) or Code.OK)
+    except SystemExit as stop:  # Typer's own answer to a reader that went away
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise ReaderGone from stop
+        raise
     except (KeyboardInterrupt, typer.Abort):
         complain("interrupted")
         return Code.INTERRUPTED

@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 _CELL = 60
+_IDS, _ID = ("id", "episode_id"), 2000
 
 
 class _Console(Console):
@@ -74,9 +75,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, length
     """Print a table; where standard output is no terminal, wide enough to cut no id."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in columns:
-        table.add_column(name, no_wrap=name == "id", overflow="fold")
+        table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell(value, length)) for value in row))
+        # An id is what the next command needs: it is never cut.
+        table.add_row(
+            *(Text(cell(value, _ID if name in _IDS else length)) for name, value in zip(columns, row, strict=True))
+        )
     console = _Console(highlight=False)
     if not console.is_terminal:
         console = _Console(highlight=False, width=max(console.width, 240))

@@ -77,10 +77,12 @@ def _compile(statement: Select[Any], own: Sequence[BindParameter[Any]]) -> _Comp
 
 
 def _compile_now(statement: Select[Any], values: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    made = statement.compile(dialect=dialect(), compile_kwargs={"render_postcompile": True})
-    given = {**made.construct_params(), **values}
+    made = statement.compile(dialect=dialect())
+    state = made.construct_expanded_state(dict(values))
+    processors: dict[str, Any] = {**made._bind_processors, **state.processors}
     parameters = []
-    for name in made.positiontup or ():
-        process: Any = made._bind_processors.get(name)
-        parameters.append(given[name] if process is None else process(given[name]))
-    return made.string, parameters
+    for name in state.positiontup or ():
+        process = processors.get(name)
+        value = state.parameters[name]
+        parameters.append(value if process is None else process(value))
+    return state.statement, parameters

@@ -359,3 +359,15 @@ async def test_a_cancelled_write_that_waited_is_not_written(warm: MemoryStore, t
     found = await warm.episodes.get_many([f"w{i}" for i in range(50)])
     assert None not in found[1::2]
     assert found[2::2].count(None) == 24
+
+
+async def test_rebuilds_asked_for_together_do_not_run_together(warm: MemoryStore) -> None:
+    """Each new one stops the one before: a forgotten one would go on after the store's connections are closed."""
+    asking = [asyncio.ensure_future(warm.cache.rebuild()) for _ in range(4)]
+    most = 0
+    while not all(task.done() for task in asking):
+        await asyncio.sleep(0)
+        most = max(most, sum(task.get_name() == "memory_store cache filler" for task in asyncio.all_tasks()))
+    assert most == 1
+    for task in asking:
+        task.result()

@@ -53,7 +53,6 @@ def test_help_names_every_command_and_the_exit_codes(tmp_path: Path) -> None:
         "demo",
     ]:
         assert re.search(rf"(?m)^  {command} ", done.out), command
-        assert "--json" in memory_store(tmp_path, command, *(["status"] if command == "cache" else []), "--help").out
     for code in ("0 done", "1 done, but", "2 wrong", "3 the database", "130", "141"):
         assert code in " ".join(done.out.split())
     assert memory_store(tmp_path).code == 2
@@ -197,6 +196,7 @@ async def test_cache_status_rebuild_clear(folder: Path) -> None:
     none = memory_store(folder, "cache", "status", "--json").json
     rebuilt = memory_store(folder, "cache", "rebuild", "--json")
     full = memory_store(folder, "cache", "status", "--json").json
+    size = (folder / "agent.db.cache" / "cache.msgpack").stat().st_size
     version = memory_store(folder, "cache", "status", "--json", MEMORY_STORE_CACHE_VERSION="2").json
     memory_store(folder, "import", "-", stdin=as_lines(run_line()))
     stale = memory_store(folder, "cache", "status", "--json").json
@@ -206,13 +206,14 @@ async def test_cache_status_rebuild_clear(folder: Path) -> None:
     assert (none["entries"], none["usable"]) == (0, False)
     assert (rebuilt.code, rebuilt.json["error"]) == (0, "")
     assert rebuilt.json["entries"] == full["entries"] > 10
-    assert (full["usable"], full["bytes"]) == (True, (folder / "agent.db.cache" / "cache.msgpack").stat().st_size)
+    assert (full["usable"], full["bytes"]) == (True, size)
     assert (version["usable"], "version key" in version["reason"]) == (False, True)
     assert (stale["usable"], "has changed since" in stale["reason"]) == (False, True)
     assert (cleared.code, cleared.json["entries"], empty["entries"]) == (0, 0, 0)
-    for command in ("status", "rebuild", "clear"):
-        assert memory_store(folder, "cache", command).code == 0
-        assert memory_store(folder, "cache", command, "--url", "sqlite:///:memory:").code == 2
+    assert "0 entries" in memory_store(folder, "cache", "status").out
+    assert "entries" in memory_store(folder, "cache", "rebuild").out
+    assert "is empty" in memory_store(folder, "cache", "clear").out
+    assert memory_store(folder, "cache", "rebuild", "--url", "sqlite:///:memory:").code == 2
 
 
 async def test_doctor_on_a_sound_database(folder: Path) -> None:
@@ -288,18 +289,33 @@ async def test_export_to_a_file_and_to_standard_output(folder: Path) -> None:
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
-    memory_store(tmp_path, "import", "-", stdin=as_lines(*(run_line(f"r{n}", context="x" * 2000) for n in range(500))))
-    for command in (["export"], ["list", "episode", "--limit", "1000"], ["list", "step", "--limit", "1000", "--json"]):
-        child = subprocess.Popen(
-            [*PROGRAM, *command], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        assert child.stdout is not None
-        assert child.stderr is not None
-        assert child.stdout.readline()
-        child.stdout.close()
-        error = child.stderr.read()
-        child.stderr.close()
-        assert (child.wait(60), error) == (141, b""), command
+    runs = as_lines(*(run_line(f"r{n}", context="x" * 8000) for n in range(500)))
+    memory_store(tmp_path, "import", "-", stdin=runs)
+    export = subprocess.Popen(
+        [*PROGRAM, "export"], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert export.stdout is not None
+    assert export.stderr is not None
+    first = export.stdout.readline()
+    export.stdout.close()
+    error = export.stderr.read()
+    export.stderr.close()
+
+    assert json.loads(first)["id"] == "r0"
+    assert (export.wait(60), error) == (141, b"")
+
+
+@pytest.mark.parametrize("command", [["list", "step"], ["list", "step", "--json"], ["stats"], ["doctor"], ["--help"]])
+def test_nobody_reads_from_the_start(tmp_path: Path, command: list[str]) -> None:
+    memory_store(tmp_path, "upgrade")
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [*PROGRAM, *command], cwd=tmp_path, env=environment(), stdout=theirs, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(theirs)
+
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_ctrl_c_ends_it_with_130_and_one_line_and_keeps_what_was_committed(tmp_path: Path) -> None:

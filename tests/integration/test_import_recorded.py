@@ -160,11 +160,11 @@ def test_importing_again_changes_nothing(imported: Path, files: list[str]) -> No
 
 
 def wait_for_rows(path: Path) -> None:
-    deadline = time.monotonic() + 60
+    url, deadline = f"file:{path}?mode=ro", time.monotonic() + 60
     while time.monotonic() < deadline:
         with (
             contextlib.suppress(sqlite3.OperationalError),
-            closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection,
+            closing(sqlite3.connect(url, uri=True)) as connection,
         ):
             if connection.execute("SELECT count(*) FROM episodes").fetchone()[0]:
                 return

@@ -75,6 +75,33 @@ class Blocker:
             await held
 
 
+class HeldRead:
+    """Holds a lane's next read transaction between its last row and its end: it has seen, and not yet told."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane, self._leave = lane, threading.Event()
+        self.reached = asyncio.Event()
+
+    async def __aenter__(self) -> HeldRead:
+        loop = asyncio.get_running_loop()
+
+        def trace(statement: str) -> None:
+            if statement.startswith("COMMIT") and not self._leave.is_set():
+                loop.call_soon_threadsafe(self.reached.set)
+                assert self._leave.wait(60)
+
+        await self._lane.run(lambda connection: connection.set_trace_callback(trace))
+        return self
+
+    def release(self) -> None:
+        """Let it go on."""
+        self._leave.set()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release()
+        await self._lane.run(lambda connection: connection.set_trace_callback(None))
+
+
 @pytest.fixture
 def blocker() -> type[Blocker]:
     """The class that blocks lanes."""

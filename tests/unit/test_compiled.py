@@ -76,7 +76,6 @@ def test_one_expression_in_filter_and_order_then_two_of_the_same_shape(connectio
     other = c.context["j"].as_integer()
     query = page_query(SPEC, "n", both > 1, parse_order(SPEC, other), 10, None)
     assert query.parameters.count('$."i"') == 1
-    assert query.parameters.count('$."j"') == len(query.parameters) - query.parameters.count('$."i"') - 3
     connection.execute(*query).fetchall()
 
 

@@ -83,10 +83,12 @@ def all_pages(connection: sqlite3.Connection, order_by: Any, limit: int, where: 
 
 def fill(connection: sqlite3.Connection, records: list[Episode]) -> None:
     """Put the records, and the same ones in a namespace that must never be seen."""
+    connection.execute("SAVEPOINT fill")  # one sync at most
     connection.execute("DELETE FROM episodes")
     rows = [CODEC.encode(record, Limits()) for record in records]
     for namespace in ("n", "other"):
         connection.executemany(STATEMENTS["episode"].insert, [(namespace, *row) for row in rows])
+    connection.execute("RELEASE fill")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
