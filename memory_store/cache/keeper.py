@@ -10,17 +10,17 @@ from typing import Literal
 
 from memory_store.cache.rebuild import Progress, rebuild
 from memory_store.cache.snapshot import Header, SavedEntry, Snapshot, save
-from memory_store.cache.tier import CacheTier, Fence, Space
+from memory_store.cache.tier import CacheTier, Entries, Fence, Space
 from memory_store.codec import fingerprint
 from memory_store.durable.changes import HeadState
 from memory_store.durable.lane import Lane
-from memory_store.durable.reader import Key
+from memory_store.durable.reader import PlainKey
 from memory_store.durable.schema import HEAD_REVISION
 from memory_store.errors import CacheError, MemoryStoreError
 
 __all__ = ["CacheKeeper", "CacheStatus", "version_key"]
 
-# Entries collected before other tasks get a turn: about 1 ms.
+# Entries collected or freed before other tasks get a turn: about 1 ms.
 _COPY_AT_ONCE = 1000
 
 
@@ -58,6 +58,14 @@ class CacheStatus:
     error: str
 
 
+async def _let_go(entries: Entries) -> None:
+    """Free dropped entries, letting other tasks run between some and some."""
+    while entries:
+        for _ in range(min(len(entries), _COPY_AT_ONCE)):
+            entries.popitem()
+        await asyncio.sleep(0)
+
+
 class CacheKeeper:
     """The life of one store's cache.
 
@@ -87,6 +95,7 @@ class CacheKeeper:
         self._progress = Progress()
         self._work: asyncio.Task[None] | None = None
         self._saver: asyncio.Task[None] | None = None
+        self._one_at_a_time = asyncio.Lock()
         self._saved_at = -1
 
     def start(self, head: HeadState) -> None:
@@ -119,9 +128,9 @@ class CacheKeeper:
         """
         if self._state == "off":
             return
-        await self._stop_work()
-        self._cache.clear()
-        work = self._begin(lambda: self._rebuild(reason, []))
+        async with self._one_at_a_time:
+            await self._stop_work()
+            work = self._begin(lambda: self._rebuild_from_nothing(reason))
         try:
             await asyncio.wait({work})
             self._work_has_ended(work)
@@ -137,8 +146,9 @@ class CacheKeeper:
 
     async def clear(self) -> None:
         """Drop every entry, stop a rebuild, and remove the saved cache's use by saving an empty one."""
-        await self._stop_work()
-        self._cache.clear()
+        async with self._one_at_a_time:
+            await self._stop_work()
+            await _let_go(self._cache.clear())
         await self.save()
 
     async def save(self) -> None:
@@ -213,7 +223,7 @@ class CacheKeeper:
 
     async def _load(self, head: HeadState) -> None:
         self._state = "loading"
-        used: list[Key] = []
+        used: list[PlainKey] = []
         try:
             if self._folder is None:
                 raise CacheError("no cache is saved")
@@ -221,19 +231,18 @@ class CacheKeeper:
         except CacheError as error:
             await self._rebuild(str(error), used)
 
-    async def _adopt_saved(self, folder: str, head: HeadState, used: list[Key]) -> None:
+    async def _adopt_saved(self, folder: str, head: HeadState, used: list[PlainKey]) -> None:
         """Load the saved cache, or raise why it cannot be used, having noted the keys it held."""
-        with self._cache.fence() as fence:
-            # Opened here and not in a thread, where a cancelled task would lose the open file: it is one small read.
-            with Snapshot(folder) as snapshot:
-                reason = self._mismatch(snapshot.header, head)
-                batches = snapshot.batches()
-                while batch := await asyncio.to_thread(next, batches, None):
-                    if reason is None:
-                        self._adopt(batch, fence)
-                    elif snapshot.header.store_id == head.store_id:
-                        used.extend(Key(saved.kind, saved.namespace, saved.id) for saved in batch)
-                    await asyncio.sleep(0)
+        # Opened here and not in a thread, where a cancelled task would lose the open file: it is one small read.
+        with self._cache.fence() as fence, Snapshot(folder) as snapshot:
+            reason = self._mismatch(snapshot.header, head)
+            batches = snapshot.batches()
+            while batch := await asyncio.to_thread(next, batches, None):
+                if reason is None:
+                    self._adopt(batch, fence)
+                elif snapshot.header.store_id == head.store_id:
+                    used.extend((saved.kind, saved.namespace, saved.id) for saved in batch)
+                await asyncio.sleep(0)
         if reason is not None:
             used.reverse()  # saved least recently used first
             raise CacheError(reason)
@@ -254,7 +263,12 @@ class CacheKeeper:
             return "the database has changed since the cache was saved"
         return None
 
-    async def _rebuild(self, reason: str, used: list[Key]) -> None:
+    async def _rebuild_from_nothing(self, reason: str) -> None:
+        self._state, self._reason = "rebuilding", reason
+        await _let_go(self._cache.clear())
+        await self._rebuild(reason, [])
+
+    async def _rebuild(self, reason: str, used: list[PlainKey]) -> None:
         self._state, self._reason = "rebuilding", reason
         self._progress = Progress()
         await rebuild(self._cache, self._scan, used, self._progress)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from memory_store.cache.tier import CacheTier
 from memory_store.codec import pack_row
 from memory_store.durable.lane import Lane
-from memory_store.durable.reader import Key, Snapshot, newest_keys, snapshot_of
+from memory_store.durable.reader import PlainKey, Snapshot, newest_keys, snapshot_of
 
 __all__ = ["Progress", "rebuild"]
 
@@ -28,7 +28,7 @@ class Progress:
     total: int = 0
 
 
-async def rebuild(cache: CacheTier, scan: Lane, used: Sequence[Key], progress: Progress) -> None:
+async def rebuild(cache: CacheTier, scan: Lane, used: Sequence[PlainKey], progress: Progress) -> None:
     """Fill the cache in the background; the store serves meanwhile, and can be written to.
 
     Args:
@@ -38,33 +38,44 @@ async def rebuild(cache: CacheTier, scan: Lane, used: Sequence[Key], progress: P
         progress: kept up to date.
     """
     limit = cache.max_bytes // _SMALLEST_ENTRY_BYTES
-    plan = await scan.run(lambda connection: list(dict.fromkeys([*used[:limit], *newest_keys(connection, limit)])))
+    plan = await scan.run(lambda connection: _without_repeats(used[:limit], newest_keys(connection, limit)))
     progress.total = len(plan)
-    filled: list[Key] = []
+    filled: list[PlainKey] = []
     for batch in _batches(plan, _READ_AT_ONCE):
         if cache.is_full():
             break
         with cache.fence() as fence:
             snapshot = await scan.run(_reading(batch))
             for key, rows in zip(batch, snapshot.rows, strict=True):
-                space = cache.space(key.kind, key.namespace)
-                if rows and cache.fill_if_room(
-                    space, key.id, [pack_row(row) for row in rows], snapshot.position, fence
-                ):
+                space = cache.space(key[0], key[1])
+                packed = [pack_row(row) for row in rows]
+                if packed and cache.fill_if_room(space, key[2], packed, snapshot.position, fence):
                     filled.append(key)
         progress.done += len(batch)
     progress.total = progress.done
     # The first ones are worth most, so they must be the last to be pushed out.
     filled.reverse()
     for batch in _batches(filled, _REFRESH_AT_ONCE):
-        cache.refresh((cache.space(key.kind, key.namespace), key.id) for key in batch)
+        cache.refresh((cache.space(kind, namespace), id_) for kind, namespace, id_ in batch)
         await asyncio.sleep(0)
 
 
-def _reading(keys: list[Key]) -> Callable[[sqlite3.Connection], Snapshot]:
+def _without_repeats(*runs: Sequence[PlainKey]) -> list[PlainKey]:
+    # A loop of its own and not `dict.fromkeys`, which would keep the interpreter, and so the event loop, for 50 ms.
+    seen: set[PlainKey] = set()
+    keys: list[PlainKey] = []
+    for run in runs:
+        for key in run:
+            if key not in seen:
+                seen.add(key)
+                keys.append(key)
+    return keys
+
+
+def _reading(keys: list[PlainKey]) -> Callable[[sqlite3.Connection], Snapshot]:
     return lambda connection: snapshot_of(connection, keys)
 
 
-def _batches(keys: Sequence[Key], size: int) -> Iterator[list[Key]]:
+def _batches(keys: Sequence[PlainKey], size: int) -> Iterator[list[PlainKey]]:
     for start in range(0, len(keys), size):
         yield list(keys[start : start + size])

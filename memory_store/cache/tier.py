@@ -24,7 +24,7 @@ from memory_store.codec import append_rows, entry_as_of, entry_expiry, make_entr
 from memory_store.durable.changes import PUBLISH_LIMIT, Change, Commit
 from memory_store.records import RECORDS, QueryResult
 
-__all__ = ["CacheTier", "Counters", "Fence", "Space"]
+__all__ = ["CacheTier", "Counters", "Entries", "Fence", "Space"]
 
 # What an entry costs beside key and bytes: its places in cachetools' dict and OrderedDict. A test holds it to what
 # tracemalloc sees.
@@ -91,7 +91,7 @@ class Fence:
         self._fences.discard(self)
 
 
-class _Entries(LRUCache[str, bytes]):
+class Entries(LRUCache[str, bytes]):
     """cachetools' LRU without its bound: the tier bounds bytes, and cachetools' own sizes would be a third dict."""
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class CacheTier:
         """Position up to which other processes may have changed anything."""
         self._ttl_s = {kind: float(ttl_s.get(kind, own)) for kind, own in ttls.items()}
         self.counters = {kind: Counters() for kind in ttls}
-        self._entries = _Entries()
+        self._entries = Entries()
         self._spaces: dict[tuple[str, str], Space] = {}
         self._by_number: list[Space] = []
         self._fences: set[Fence] = set()
@@ -297,10 +297,11 @@ class CacheTier:
             space.changed = max(space.changed, position)
         self.clear()
 
-    def clear(self) -> None:
-        """Drop every entry."""
-        self._entries.clear()
+    def clear(self) -> Entries:
+        """Drop every entry, and return them: letting go of 100,000 at once takes 20 ms, which the caller can spread."""
+        dropped, self._entries = self._entries, Entries()
         self.used_bytes = 0
+        return dropped
 
     def read_result(self, reads: Space, id_: str) -> QueryResult | None:
         """Return a cached query result, unless the kind it read has changed since."""

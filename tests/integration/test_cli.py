@@ -325,7 +325,7 @@ def test_ctrl_c_ends_it_with_130_and_one_line_and_keeps_what_was_committed(tmp_p
     assert child.stdin is not None
     assert child.stderr is not None
     # More than a pipe holds: once this is written, it runs and reads, and waits for more.
-    child.stdin.write(as_lines(*(run_line(f"r{n}", context="x" * 2000) for n in range(500))))
+    child.stdin.write(as_lines(*(run_line(f"r{n}", context="x" * 8000) for n in range(500))))
     child.stdin.flush()
     child.send_signal(signal.SIGINT)
     error = child.stderr.read()

@@ -1,0 +1,123 @@
+"""The whole public API with the types a caller sees; checked by mypy and pyright, never run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any, assert_type
+
+from memory_store import (
+    CacheStatus,
+    Collection,
+    ConflictError,
+    Embedding,
+    Episode,
+    EpisodeStatus,
+    InvalidRecordError,
+    Limits,
+    MemoryStore,
+    Namespace,
+    Page,
+    Parts,
+    Pattern,
+    PatternType,
+    SchemaMismatchError,
+    SpatiotemporalEntry,
+    Step,
+    StoreStats,
+    TaskType,
+    Transaction,
+)
+
+
+async def opening() -> None:
+    async with MemoryStore("sqlite:///agent.db", namespace="web-agent", limits=Limits(key_bytes=64)) as store:
+        assert_type(store, MemoryStore)
+        assert_type(store.name, str)
+        assert_type(store.namespace("other"), Namespace)
+        assert_type(store.stats(), StoreStats)
+        assert_type(store.stats().cache["episode"].hits, int)
+        assert_type(await store.cache.status(), CacheStatus)
+        assert_type(await store.cache.rebuild(), None)
+        assert_type(await store.cache.clear(), None)
+        assert_type(await store.cache.save(), None)
+        assert_type(await store.cache.wait(), None)
+    assert_type(await MemoryStore("sqlite://").open(), MemoryStore)
+    assert_type(await store.close(), None)
+
+
+async def collections(store: MemoryStore, inside: Namespace) -> None:
+    for at in (store, inside):
+        assert_type(at.episodes, Collection[Episode])
+        assert_type(at.steps, Parts[Step])
+        assert_type(at.patterns, Collection[Pattern])
+        assert_type(at.embeddings, Parts[Embedding])
+        assert_type(at.spatiotemporal, Parts[SpatiotemporalEntry])
+        assert_type(at.collection("episode"), Collection[Any])
+
+
+async def verbs(store: MemoryStore) -> None:
+    episodes = store.episodes
+    episode = Episode(task_type=TaskType.DEBUGGING, domain="web", context={"goal": "x"}, status=EpisodeStatus.ACTIVE)
+    assert_type(await episodes.put(episode), Episode)
+    assert_type(await episodes.put_many([episode]), list[Episode])
+    assert_type(await episodes.put_many(item for item in [episode]), list[Episode])
+    assert_type(await episodes.get("x"), Episode | None)
+    assert_type(await episodes.get_many(["x"]), list[Episode | None])
+    assert_type(await episodes.update("x", expected_revision=1, status="completed"), Episode)
+    assert_type(await episodes.delete("x"), bool)
+    assert_type(await episodes.delete("x", expected_revision=2), bool)
+    page = await episodes.list(Episode.c.domain == "web", order_by=Episode.c.created_at.desc(), limit=50)
+    assert_type(page, Page[Episode])
+    assert_type(page.items, list[Episode])
+    assert_type(page.cursor, str | None)
+    await episodes.list(order_by=[Episode.c.domain, Episode.c.created_at.desc()], cursor=page.cursor)
+    assert_type(episodes.stream(Episode.c.status == "failed"), AsyncIterator[Episode])
+    async for item in episodes.stream():
+        assert_type(item, Episode)
+    assert_type(await episodes.count(), int)
+    assert_type(await episodes.count(Episode.c.context["goal"].as_string() == "x"), int)
+
+
+async def parts(store: MemoryStore) -> None:
+    step = Step(action="pytest -x", tool_name="shell", result="1 failed", success=False, duration_ms=812)
+    assert_type(await store.steps.append("e", step), list[Step])
+    assert_type(await store.steps.append("e", [step, step]), list[Step])
+    assert_type(await store.steps.of("e"), list[Step])
+    assert_type(await store.steps.get("s"), Step | None)
+    assert_type(await store.embeddings.of("e"), list[Embedding])
+    assert_type(await store.spatiotemporal.of("e"), list[SpatiotemporalEntry])
+
+
+async def transactions(store: MemoryStore) -> None:
+    async with store.transaction() as tx:
+        assert_type(tx, Transaction)
+        assert_type(await tx.episodes.get("x"), Episode | None)
+        assert_type(await tx.steps.of("x"), list[Step])
+
+
+def records(episode: Episode, step: Step, pattern: Pattern, embedding: Embedding, place: SpatiotemporalEntry) -> None:
+    assert_type(episode.id, str)
+    assert_type(episode.revision, int)
+    assert_type(episode.created_at, datetime)
+    assert_type(episode.completed_at, datetime | None)
+    assert_type(episode.reward_score, float | None)
+    assert_type(episode.status, str)
+    assert_type(step.step_number, int | None)
+    assert_type(step.success, bool | None)
+    assert_type(step.timestamp, datetime | None)
+    assert_type(pattern.confidence, float)
+    assert_type(Pattern(pattern_type=PatternType.OPTIMIZATION, pattern_data={}).usage_count, int)
+    assert_type(embedding.vector, memoryview[float])
+    assert_type(embedding.vector_dim, int)
+    assert_type(place.diversity_score, float | None)
+    assert_type(Episode.kind, str)
+
+
+def errors(conflict: ConflictError, invalid: InvalidRecordError, mismatch: SchemaMismatchError) -> None:
+    assert_type(conflict.expected, int | None)
+    assert_type(invalid.field, str | None)
+    assert_type(invalid.limit, int | None)
+    assert_type(mismatch.found, str | None)
+    assert_type(mismatch.retryable, bool)
+    assert_type(conflict.key, str | None)
