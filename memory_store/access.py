@@ -89,6 +89,10 @@ class TieredAccess:
         self.writes += 1
         return self.durable.writer.submit(operation)
 
+    def forget(self, space: Space, id_: str) -> None:
+        """Drop a cache entry that the database has contradicted."""
+        self.cache.forget(space, id_)
+
     def require_writable(self) -> None:
         """Check that a write from here can come to an end.
 

@@ -16,7 +16,7 @@ from memory_store.codec import CODECS, Row
 from memory_store.config import Limits
 from memory_store.durable.operations import Delete, Operation, Put, Update
 from memory_store.durable.query import Query, count_query, cursor_after, page_query, parse_order, row_of
-from memory_store.errors import ConfigurationError
+from memory_store.errors import ConfigurationError, ConflictError, RecordNotFoundError
 from memory_store.records import Record, RecordSpec
 from memory_store.records.spec import R
 
@@ -43,6 +43,10 @@ class Access(Protocol):
 
     async def rows_by_id(self, kind: str, namespace: str, ids: builtins.list[str]) -> dict[str, Row]:
         """Read rows by id, past the cache."""
+        ...
+
+    def forget(self, space: Space, id_: str) -> None:
+        """Drop a cache entry that the database has contradicted."""
         ...
 
     def write(self, operation: Operation) -> Awaitable[Any]:
@@ -164,7 +168,7 @@ class Collection(Generic[R]):
                 raise TypeError(f"{self._spec.kind} has no field {name!r} that can be changed")
         self._require_id(id)
         operation = Update(self._spec, self._namespace, id, values, expected_revision, self._access.limits)
-        record: R = self._codec.decode(await self._access.write(operation))
+        record: R = self._codec.decode(await self._write_to(id, operation))
         return record
 
     async def delete(self, id: str, *, expected_revision: int | None = None) -> bool:  # noqa: A002
@@ -174,7 +178,7 @@ class Collection(Generic[R]):
             ConflictError: `expected_revision` was given and it is at another revision, or gone.
         """
         self._require_id(id)
-        return bool(await self._access.write(Delete(self._spec, self._namespace, id, expected_revision)))
+        return bool(await self._write_to(id, Delete(self._spec, self._namespace, id, expected_revision)))
 
     async def list(
         self,
@@ -218,6 +222,14 @@ class Collection(Generic[R]):
     async def count(self, where: ColumnElement[bool] | None = None) -> int:
         """Return how many records meet a condition; kept in the cache until a record of the kind changes."""
         return await self._access.count(self._space, count_query(self._spec, self._namespace, where))
+
+    async def _write_to(self, id_: str, operation: Update | Delete) -> Any:
+        try:
+            return await self._access.write(operation)
+        except (ConflictError, RecordNotFoundError):
+            # Perhaps another process wrote, and the cache holds what the caller expected: reading again must help.
+            self._access.forget(self._space, id_)
+            raise
 
     async def _page(
         self, where: Any, order_by: Any, limit: int, cursor: str | None

@@ -74,6 +74,9 @@ class UnitOfWork:
             raise outcome
         return outcome
 
+    def forget(self, space: Space, id_: str) -> None:
+        """Nothing: a transaction reads past the cache."""
+
     def cached(self, space: Space, id_: str) -> None:
         """Nothing: the cache does not know what is not committed."""
 

@@ -163,22 +163,22 @@ class CacheKeeper:
             if head.position != position:
                 return
             header = Header(self._version_key, head.store_id, head.epoch, head.position, head.nonce)
-            entries = await self._entries()
+            entries = await self._entries(position)
             await asyncio.to_thread(save, self._folder, header, entries)
         except MemoryStoreError as error:
             self._error = str(error)
         else:
             self._saved_at = position
 
-    async def _entries(self) -> list[tuple[Space, str, bytes]]:
-        """Return the entries, letting other tasks run between some and some.
+    async def _entries(self, position: int) -> list[tuple[Space, str, bytes]]:
+        """Return the entries as of a position, letting other tasks run between some and some.
 
-        One that changes meanwhile does no harm: its commit moves the head, and the saved cache is not used then.
+        One that changes meanwhile is left out: a backup restored at this very position must not find the future.
         """
         keys = self._cache.keys()
         entries: list[tuple[Space, str, bytes]] = []
         for start in range(0, len(keys), _COPY_AT_ONCE):
-            entries += self._cache.entries(keys[start : start + _COPY_AT_ONCE])
+            entries += self._cache.entries(keys[start : start + _COPY_AT_ONCE], position)
             await asyncio.sleep(0)
         return entries
 
@@ -209,8 +209,7 @@ class CacheKeeper:
             self._state, self._work = "ready", None
 
     async def _stop_work(self) -> None:
-        work = self._work
-        if work is not None:
+        while (work := self._work) is not None:
             work.cancel()
             await asyncio.wait({work})
             self._work_has_ended(work)

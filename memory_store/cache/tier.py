@@ -28,7 +28,7 @@ __all__ = ["CacheTier", "Counters", "Entries", "Fence", "Space"]
 
 # What an entry costs beside key and bytes: its places in cachetools' dict and OrderedDict. A test holds it to what
 # tracemalloc sees.
-ENTRY_OVERHEAD_BYTES = 200
+ENTRY_OVERHEAD_BYTES = 120
 
 
 @dataclass(slots=True)
@@ -325,10 +325,19 @@ class CacheTier:
         """Return the cache keys, least recently used first."""
         return self._entries.oldest_first()
 
-    def entries(self, keys: Iterable[str]) -> list[tuple[Space, str, bytes]]:
-        """Return the entries of those keys that are still there, to be saved; query results are cheap to find again."""
-        found = ((self.space_of(key), self._entries.peek(key)) for key in keys)
-        return [(space, id_, entry) for (space, id_), entry in found if entry is not None and space.kind in RECORDS]
+    def entries(self, keys: Iterable[str], position: int) -> list[tuple[Space, str, bytes]]:
+        """Return the entries of those keys, to be saved: without newer ones, nor query results, cheap to find again."""
+        found: list[tuple[Space, str, bytes]] = []
+        for key in keys:
+            (space, id_), entry = self.space_of(key), self._entries.peek(key)
+            if entry is not None and entry_as_of(entry) <= position and space.kind in RECORDS:
+                found.append((space, id_, entry))
+        return found
+
+    def forget(self, space: Space, id_: str) -> None:
+        """Drop one entry: the database said something else."""
+        if self._drop(space.prefix + id_):
+            space.counters.invalidations += 1
 
     def refresh(self, keys: Iterable[tuple[Space, str]]) -> None:
         """Make entries recently used, the last one most."""

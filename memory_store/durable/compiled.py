@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from cachetools import LRUCache
 from sqlalchemy import Select
-from sqlalchemy.sql.elements import BindParameter, ColumnElement
+from sqlalchemy.sql.elements import ColumnElement
 
 from memory_store.durable.statements import dialect
 
@@ -55,10 +55,13 @@ def compiled(
     own = [parameter for key in keys if key is not None for parameter in key.bindparams]
     if None in keys or any(parameter.expanding for parameter in own):  # `in_` has as many parameters as values
         return _compile_now(build(), values)
-    full_shape = (shape, tuple(key.key for key in keys if key is not None))
+    # The same parameter object in two places is one parameter of the statement; two that look alike are two.
+    places = {id(parameter): index for index, parameter in enumerate(own)}
+    shared = tuple(places[id(parameter)] for parameter in own)
+    full_shape = (shape, tuple(key.key for key in keys if key is not None), shared)
     kept = _KEPT.get(full_shape)
     if kept is None:
-        kept = _KEPT[full_shape] = _compile(build(), own)
+        kept = _KEPT[full_shape] = _compile(build(), places)
     parameters = []
     for slot in kept.slots:
         value = values.get(slot.name, slot.constant) if slot.own is None else own[slot.own].effective_value
@@ -66,9 +69,8 @@ def compiled(
     return kept.text, parameters
 
 
-def _compile(statement: Select[Any], own: Sequence[BindParameter[Any]]) -> _Compiled:
+def _compile(statement: Select[Any], places: Mapping[int, int]) -> _Compiled:
     made = statement.compile(dialect=dialect())
-    places = {id(parameter): index for index, parameter in enumerate(own)}
     slots = [
         _Slot(places.get(id(made.binds[name])), name, made.binds[name].value, made._bind_processors.get(name))  # type: ignore[arg-type]
         for name in made.positiontup or ()

@@ -5,13 +5,24 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgpack
 from sqlalchemy import BigInteger, Column, Select, and_, bindparam, false, func, or_, select, type_coerce
-from sqlalchemy.sql.elements import ColumnElement, Grouping, UnaryExpression
-from sqlalchemy.sql.operators import asc_op, desc_op
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.elements import (
+    BindParameter,
+    ColumnClause,
+    ColumnElement,
+    Grouping,
+    TextClause,
+    UnaryExpression,
+)
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.operators import asc_op, custom_op, desc_op
+from sqlalchemy.sql.selectable import Exists, FromClause, ScalarSelect, SelectBase
 from sqlalchemy.types import NullType
 
 from memory_store.codec import Row, pack_row
@@ -58,10 +69,36 @@ def _own_expression(spec: RecordSpec[Any], expression: Any, name: str) -> Column
             f"{name} must be an expression over {spec.record.__name__}.c, such as {spec.record.__name__}.c.id == ..., "
             f"got {type(expression).__name__}"
         )
-    for source in expression._from_objects:
-        if source is not spec.table:
-            raise ConfigurationError(f"{name} of {spec.kind} reads {source}; it may only read {spec.table.name}")
     return expression
+
+
+def _check_inside(spec: RecordSpec[Any], name: str, expression: ColumnElement[Any]) -> None:
+    """Check that an expression reads this kind's columns and nothing else, so that it cannot leave the namespace.
+
+    Raises:
+        ConfigurationError: it reads another table, or holds SQL text, whose extent nobody can see.
+    """
+    for element in visitors.iterate(expression):
+        if isinstance(element, Column):
+            if element.table is not spec.table:
+                raise ConfigurationError(f"{name} of {spec.kind} reads {element}; it may only read {spec.table.name}")
+        elif isinstance(element, FromClause | SelectBase | ScalarSelect | Exists):
+            if element is not spec.table and not isinstance(element, FunctionElement):
+                raise ConfigurationError(f"{name} of {spec.kind} has a query in it; it may only read {spec.table.name}")
+        elif isinstance(element, TextClause | ColumnClause):
+            raise ConfigurationError(f"{name} of {spec.kind} holds SQL text: {str(element)!r:.80}")
+        elif isinstance(element, BindParameter) and not element.unique:
+            raise ConfigurationError(
+                f"{name} of {spec.kind} holds a named parameter, {element.key!r:.80}: give the value"
+            )
+        operator = getattr(element, "operator", None)
+        words = [operator.opstring] if isinstance(operator, custom_op) else []
+        words += [element.name] if isinstance(element, FunctionElement) and hasattr(element, "name") else []
+        if not all(_HARMLESS.fullmatch(word) for word in words):
+            raise ConfigurationError(f"{name} of {spec.kind} holds SQL text: {words[0]!r:.80}")
+
+
+_HARMLESS = re.compile(r"[\w <>=!~|&@#%^*/+?-]+")
 
 
 class Query(NamedTuple):
@@ -95,6 +132,10 @@ def page_query(
     nulls = None if after is None else tuple(value is None for value in after)
 
     def build() -> Select[Any]:
+        if where is not None:
+            _check_inside(spec, "where", where)
+        for order in orders:
+            _check_inside(spec, "order_by", order.expression)
         statement = select(*raw_columns(spec), *(_raw(order.expression) for order in orders)).where(
             _within(spec, where)
         )
@@ -112,15 +153,14 @@ def page_query(
 
 def count_query(spec: RecordSpec[Any], namespace: str, where: ColumnElement[bool] | None) -> Query:
     """Return the query that counts."""
+
+    def build() -> Select[Any]:
+        if where is not None:
+            _check_inside(spec, "where", where)
+        return select(func.count()).select_from(spec.table).where(_within(spec, where))
+
     given = [] if where is None else [_own_expression(spec, where, "where")]
-    return Query(
-        *compiled(
-            ("count", spec.kind, where is None),
-            given,
-            {"namespace_": namespace},
-            lambda: select(func.count()).select_from(spec.table).where(_within(spec, where)),
-        )
-    )
+    return Query(*compiled(("count", spec.kind, where is None), given, {"namespace_": namespace}, build))
 
 
 def _within(spec: RecordSpec[Any], where: ColumnElement[bool] | None) -> ColumnElement[bool]:

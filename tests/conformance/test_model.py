@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -236,5 +237,10 @@ SETTINGS = settings(
 )
 TestOnFile = StoreAgainstModel.TestCase
 TestOnFile.settings = SETTINGS
+
+# The same at length, for `make torture`.
+LongOnFile = type("LongOnFile", (StoreAgainstModel,), {})
+TestAtLength = pytest.mark.slow(LongOnFile.TestCase)
+TestAtLength.settings = settings(SETTINGS, max_examples=1000, stateful_step_count=60)
 TestOnMemory = OnMemory.TestCase
 TestOnMemory.settings = SETTINGS

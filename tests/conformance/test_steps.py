@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from memory_store import ConflictError, MemoryStore
+from memory_store import ConflictError, Episode, MemoryStore, MemoryStoreError
 from tests.unit.samples import make_episode, make_step
 
 
@@ -97,3 +97,12 @@ async def test_an_update_can_renumber(store: MemoryStore) -> None:
     with pytest.raises(ConflictError):
         await store.steps.update(second.id, step_number=9)
     assert await numbers(store) == [2, 9]
+
+
+async def test_there_is_no_number_after_the_largest(store: MemoryStore) -> None:
+    largest = (1 << 63) - 1
+    assert await append(store, largest) == [largest]
+    outcomes = await asyncio.gather(append(store, None), store.episodes.put(make_episode()), return_exceptions=True)
+    assert isinstance(outcomes[0], MemoryStoreError), f"{outcomes[0]!r} is no error of the library"
+    assert isinstance(outcomes[1], Episode), "another task's write must not fail with it"
+    assert await numbers(store) == [largest]

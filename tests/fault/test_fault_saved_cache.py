@@ -14,7 +14,7 @@ import pytest
 
 from memory_store import CacheStatus, MemoryStore, Step
 from tests.fault.damage import CACHE_FILE, EPISODES, everything, fill, flipped, flips, saved_entries, wrongly_believed
-from tests.fault.support import Parent, become_nobody, database, episode, in_child
+from tests.fault.support import Parent, become_nobody, episode, in_child
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
@@ -243,15 +243,6 @@ async def test_a_change_by_a_store_with_another_cache_is_seen(saved: Saved) -> N
         await store.episodes.delete("e3")
         values = await everything(store)
     assert "changed" in (await reopened(saved._replace(values=values))).reason
-
-
-async def test_a_change_by_the_plain_driver_is_seen(saved: Saved) -> None:
-    with database(saved.path) as connection:
-        connection.execute("UPDATE episodes SET domain = 'edited by hand' WHERE id = 'e1'")
-        connection.execute("DELETE FROM steps WHERE id = 'e2-0'")
-    values = {id_: record for id_, record in saved.values.items() if id_ != "e2-0"}
-    values["e1"] = values["e1"] | {"domain": "edited by hand"}
-    await reopened(saved._replace(values=values))
 
 
 async def test_a_new_database_under_the_old_cache_serves_nothing_of_the_old_one(saved: Saved) -> None:

@@ -67,7 +67,7 @@ def test_a_snapshot_is_of_one_moment_and_leaves_no_transaction(filled: sqlite3.C
 
 
 def test_the_newest_and_most_used_come_first(filled: sqlite3.Connection) -> None:
-    keys = newest_keys(filled, 10_000)
+    keys = [Key(*key) for key in newest_keys(filled, 10_000)]
     assert [key.id for key in keys if key.kind == "pattern"] == ["p3", "p2", "p1"]
     episodes = [key.id for key in keys if key.kind == "episode"]
     assert episodes == [f"e{number:03}" for number in range(599, -1, -1)]
