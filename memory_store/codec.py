@@ -62,6 +62,7 @@ class RecordCodec(Generic[R]):
         self._times = [i for i, c in enumerate(columns) if isinstance(c.type, UtcDateTime)]
         self._keys = [i for i, c in enumerate(columns) if isinstance(c.type, String) and not isinstance(c.type, Text)]
         self._sized = [i for i, c in enumerate(columns) if isinstance(c.type, String | JSON | Float32Vector)]
+        self._vectors = [i for i, c in enumerate(columns) if isinstance(c.type, Float32Vector)]
         self._bounded = [(spec.index(name), limit) for name, limit in spec.field_limits]
         self._values = attrgetter(*spec.columns)
         self.decode = _compile_decoder(spec)
@@ -91,8 +92,9 @@ class RecordCodec(Generic[R]):
             values = [value for index in self._sized if (value := row[index]) is not None]
             if sum(map(len, values)) * 4 > limit and (size := sum(map(_size, values))) > limit:
                 self._refuse(record, None, size, limit)
-        if self.spec.kind == "embedding" and (size := len(record.embedding) // 4) > limits.embedding_dimensions:
-            self._refuse(record, "embedding", size, limits.embedding_dimensions, unit="dimensions")
+        for index in self._vectors:
+            if (size := len(row[index]) // 4) > limits.embedding_dimensions:
+                self._refuse(record, self.spec.columns[index], size, limits.embedding_dimensions, unit="dimensions")
         return row
 
     def _encode_json(self, record: R, name: str, value: Any, limits: Limits) -> str:

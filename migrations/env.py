@@ -28,11 +28,18 @@ def configure(**options) -> None:
 
 
 def run(connection: Connection) -> None:
+    # A step that rebuilds a table drops the old one, and with foreign keys on that deletes all that refers to it. They
+    # cannot be switched off inside a transaction, so this comes first; the references are checked before the commit.
+    connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
     # IMMEDIATE: a deferred transaction that turns into a write fails at once when another process writes meanwhile.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
     configure(connection=connection)
     with context.begin_transaction():
         context.run_migrations()
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+    if broken:
+        connection.rollback()
+        raise RuntimeError(f"the migration would leave {len(broken)} rows without their episode; nothing was changed")
     connection.commit()
 
 

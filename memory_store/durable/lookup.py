@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from memory_store.codec import Row
 from memory_store.durable.statements import STATEMENTS, batch_size, pad
-from memory_store.errors import ConflictError, RecordNotFoundError
+from memory_store.errors import ConflictError, InvalidRecordError, RecordNotFoundError
 from memory_store.records import RecordSpec
 
 __all__ = ["Ask", "Work", "find_existing", "parent_of", "place_parts"]
@@ -111,6 +111,14 @@ def _number(
         if row[index] is None:
             highest += 1
             row[index] = highest
+    if highest >= 1 << 63:
+        raise InvalidRecordError(
+            f"{spec.kind}.{spec.number} of episode {parent!r:.300}: there is no number after {(1 << 63) - 1}",
+            kind=spec.kind,
+            namespace=namespace,
+            key=parent,
+            field=spec.number,
+        )
     numbers = [row[index] for row in rows]
     in_order = all(before < after for before, after in pairwise(numbers))
     if last is None and in_order:

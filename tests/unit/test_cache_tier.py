@@ -246,5 +246,5 @@ def test_query_results_are_not_saved() -> None:
     space = tier.space("episode", "n")
     put(tier, space, "x")
     tier.put_result(space, QueryResult(id="q", total=1), 0)
-    assert [(found.kind, id_) for found, id_, _ in tier.entries(tier.keys())] == [("episode", "x")]
-    assert tier.entries(["0/gone"]) == []
+    assert [(found.kind, id_) for found, id_, _ in tier.entries(tier.keys(), tier.position)] == [("episode", "x")]
+    assert tier.entries(["0/gone"], tier.position) == []

@@ -174,7 +174,7 @@ async def test_the_most_used_and_newest_are_kept_when_not_all_fit(file_url: str)
     store, status = await opened(file_url, cache_version="2", cache_max_bytes=40_000)
     assert 20 <= status.entries < 60
     assert status.used_bytes <= 40_000
-    cached = [id_ for _, id_, _ in store._cache.entries(store._cache.keys())]
+    cached = [id_ for _, id_, _ in store._cache.entries(store._cache.keys(), store._cache.position)]
     assert sorted(cached) == [f"p{number:03}" for number in range(200 - status.entries, 200)]
     assert cached[-1] == "p199", "the most used is the last to be pushed out"
     assert await store.patterns.count(Pattern.c.usage_count >= 0) == 200
@@ -186,7 +186,7 @@ async def test_what_was_used_last_comes_first_in_a_rebuild(filled: str) -> None:
     await store.episodes.get("e3")
     await store.close()
     store, _ = await opened(filled, cache_version="2", cache_max_bytes=1500)
-    ids = [id_ for _, id_, _ in store._cache.entries(store._cache.keys())]
+    ids = [id_ for _, id_, _ in store._cache.entries(store._cache.keys(), store._cache.position)]
     assert "e3" in ids
     await store.close()
 
