@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from memory_store.cache.entries import Space
 from memory_store.cache.readthrough import ReadThrough
-from memory_store.cache.tier import CacheTier, Space
+from memory_store.cache.tier import CacheTier
 from memory_store.codec import Row
 from memory_store.config import Limits
 from memory_store.durable.operations import Operation

@@ -11,11 +11,11 @@ from typing import Any, Generic, Protocol
 
 from sqlalchemy.sql.elements import ColumnElement
 
-from memory_store.cache.tier import Space
+from memory_store.cache.entries import Space
 from memory_store.codec import CODECS, Row
 from memory_store.config import Limits
 from memory_store.durable.operations import Delete, Operation, Put, Update
-from memory_store.durable.query import Query, count_query, cursor_after, page_query, parse_order, row_of
+from memory_store.durable.query import Query, count_query, cursor_after, page_query, parse_order
 from memory_store.errors import ConfigurationError, ConflictError, RecordNotFoundError
 from memory_store.records import Record, RecordSpec
 from memory_store.records.spec import R
@@ -233,13 +233,14 @@ class Collection(Generic[R]):
 
     async def _page(
         self, where: Any, order_by: Any, limit: int, cursor: str | None
-    ) -> tuple[builtins.list[Row], str | None]:
+    ) -> tuple[builtins.list[Sequence[Any]], str | None]:
         orders = parse_order(self._spec, order_by)
         # One more than asked for tells whether another page follows.
         query = page_query(self._spec, self._namespace, where, orders, limit + 1, cursor)
         rows = await self._access.query(query)
         following = cursor_after(orders, rows[limit - 1]) if len(rows) > limit else None
-        return [row_of(self._spec, row) for row in rows[:limit]], following
+        width = len(self._spec.columns)  # behind the row stand the values of its order
+        return [row[:width] for row in rows[:limit]], following
 
     async def _decode_all(self, rows: Sequence[Row]) -> builtins.list[R]:
         records: builtins.list[R] = []

@@ -113,18 +113,10 @@ def _saved_cache(target: Target, settings: Settings, head: HeadState) -> SavedCa
             for batch in snapshot.batches():
                 entries += len(batch)
             wanted = Header(version_key(settings.cache_version), head.store_id, head.epoch, head.position, head.nonce)
-            reason = _difference(snapshot.header, wanted)
+            reason = snapshot.header.mismatch(wanted) or ""
     except CacheError as error:
         return SavedCache(folder, size, entries, reason=str(error))
     return SavedCache(folder, size, entries, usable=not reason, reason=reason)
-
-
-def _difference(found: Header, wanted: Header) -> str:
-    if found.version_key != wanted.version_key:
-        return "the version key has changed"
-    if (found.store_id, found.epoch) != (wanted.store_id, wanted.epoch):
-        return "it belongs to another database"
-    return "" if found == wanted else "the database has changed since it was saved"
 
 
 def diagnose(url: str) -> list[Finding]:

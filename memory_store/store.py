@@ -16,8 +16,9 @@ from typing import Any, Self
 from sqlalchemy import URL
 
 from memory_store.access import TieredAccess
+from memory_store.cache.entries import Counters
 from memory_store.cache.keeper import CacheKeeper, CacheStatus
-from memory_store.cache.tier import CacheTier, Counters
+from memory_store.cache.tier import CacheTier
 from memory_store.collection import Access, Collection, Parts
 from memory_store.config import Settings, check_namespace, resolve_settings
 from memory_store.durable.engine import parse_url

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from memory_store.cache.tier import Space
+from memory_store.cache.entries import Space
 from memory_store.clock import now_us
 from memory_store.codec import Row
 from memory_store.config import Limits

@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Literal
 
+from memory_store.cache.entries import Entries, Space
+from memory_store.cache.fences import Fence
 from memory_store.cache.rebuild import Progress, rebuild
 from memory_store.cache.snapshot import Header, SavedEntry, Snapshot, save
-from memory_store.cache.tier import CacheTier, Entries, Fence, Space
+from memory_store.cache.tier import CacheTier
 from memory_store.codec import fingerprint
 from memory_store.durable.changes import HeadState
 from memory_store.durable.lane import Lane
@@ -162,13 +164,16 @@ class CacheKeeper:
             # one on disk, whose position is older still, is not used either.
             if head.position != position:
                 return
-            header = Header(self._version_key, head.store_id, head.epoch, head.position, head.nonce)
+            header = self._header(head)
             entries = await self._entries(position)
             await asyncio.to_thread(save, self._folder, header, entries)
         except MemoryStoreError as error:
             self._error = str(error)
         else:
             self._saved_at = position
+
+    def _header(self, head: HeadState) -> Header:
+        return Header(self._version_key, head.store_id, head.epoch, head.position, head.nonce)
 
     async def _entries(self, position: int) -> list[tuple[Space, str, bytes]]:
         """Return the entries as of a position, letting other tasks run between some and some.
@@ -234,7 +239,7 @@ class CacheKeeper:
         """Load the saved cache, or raise why it cannot be used, having noted the keys it held."""
         # Opened here and not in a thread, where a cancelled task would lose the open file: it is one small read.
         with self._cache.fence() as fence, Snapshot(folder) as snapshot:
-            reason = self._mismatch(snapshot.header, head)
+            reason = snapshot.header.mismatch(self._header(head))
             batches = snapshot.batches()
             while batch := await asyncio.to_thread(next, batches, None):
                 if reason is None:
@@ -252,15 +257,6 @@ class CacheKeeper:
             self._cache.adopt(space, saved.id, saved.entry, fence)
         self._progress.done += len(batch)
         self._progress.total = self._progress.done
-
-    def _mismatch(self, header: Header, head: HeadState) -> str | None:
-        if header.version_key != self._version_key:
-            return "the version key has changed"
-        if (header.store_id, header.epoch) != (head.store_id, head.epoch):
-            return "the saved cache belongs to another database"
-        if (header.position, header.nonce) != (head.position, head.nonce):
-            return "the database has changed since the cache was saved"
-        return None
 
     async def _rebuild_from_nothing(self, reason: str) -> None:
         self._state, self._reason = "rebuilding", reason

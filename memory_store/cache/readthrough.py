@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from memory_store.cache.tier import CacheTier, Space, Watch
+from memory_store.cache.entries import Space
+from memory_store.cache.fences import Watch
+from memory_store.cache.tier import CacheTier
 from memory_store.codec import Row, pack_row
 from memory_store.durable.reader import Key, Reader
 

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgpack
 
-from memory_store.cache.tier import Space
+from memory_store.cache.entries import Space
 from memory_store.codec import check_entry, entry_expiry, pack_row, with_expiry
 from memory_store.errors import CacheError, CodecError
 from memory_store.records import RECORDS
@@ -44,6 +44,14 @@ class Header(NamedTuple):
     epoch: int
     position: int
     nonce: int
+
+    def mismatch(self, wanted: Header) -> str | None:
+        """Return why a saved cache with this header cannot be used where `wanted` is, None if it can."""
+        if self.version_key != wanted.version_key:
+            return "the version key has changed"
+        if (self.store_id, self.epoch) != (wanted.store_id, wanted.epoch):
+            return "the saved cache belongs to another database"
+        return None if self == wanted else "the database has changed since the cache was saved"
 
 
 class SavedEntry(NamedTuple):

@@ -4,10 +4,8 @@ What holds here: an entry equals the database at the position it was made at, an
 has touched it. `publish` keeps that for our own commits, `fill` by the fence below; all of it runs on the event loop,
 without an await inside, so nobody can look in between.
 
-The fence: a read may return an older state than a commit that was published while it was under way. Whoever reads sets
-a `Watch` on the key first, or a `Fence` when there are many; what is published meanwhile is noted there with its
-position, and `fill` puts nothing that was touched after the position the read saw. (The cache whose slow reader puts an
-old value back is the usual bug.)
+`fill` puts nothing that a `Watch` or `Fence` saw touched after the position it was read at (see fences.py): the cache
+whose slow reader puts an old value back is the usual bug.
 """
 
 from __future__ import annotations
@@ -15,95 +13,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from cachetools import LRUCache
-
+from memory_store.cache.entries import Counters, Entries, Space
+from memory_store.cache.fences import Fence, Watch
 from memory_store.codec import append_rows, entry_as_of, entry_expiry, make_entry, pack_row, read_entry
 from memory_store.durable.changes import PUBLISH_LIMIT, Change, Commit
 from memory_store.records import RECORDS, QueryResult
 
-__all__ = ["CacheTier", "Counters", "Entries", "Fence", "Space"]
+__all__ = ["CacheTier"]
 
 # What an entry costs beside key and bytes: its places in cachetools' dict and OrderedDict. A test holds it to what
 # tracemalloc sees.
 ENTRY_OVERHEAD_BYTES = 120
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened to one kind's entries since the store was opened."""
-
-    hits: int = 0
-    misses: int = 0
-    fills: int = 0
-    evictions: int = 0
-    expiries: int = 0
-    invalidations: int = 0
-
-
-class Space:
-    """One kind in one namespace: the prefix of its cache keys, its counters, its TTL, its newest change's position."""
-
-    __slots__ = ("changed", "counters", "kind", "namespace", "prefix", "ttl_s")
-
-    def __init__(self, kind: str, namespace: str, prefix: str, counters: Counters, ttl_s: float) -> None:
-        self.kind, self.namespace, self.prefix, self.counters, self.ttl_s = kind, namespace, prefix, counters, ttl_s
-        self.changed = 0
-
-
-class Watch:
-    """A key that is being read, and the newest position at which it was published meanwhile (0: it was not)."""
-
-    __slots__ = ("touched",)
-
-    def __init__(self) -> None:
-        self.touched = 0
-
-    def lets_pass(self, key: str, as_of: int) -> bool:
-        """Return whether what was read at position `as_of` is still the newest."""
-        return as_of >= self.touched
-
-
-class Fence:
-    """All keys published while many are being read, each with its newest position. Use as a context manager.
-
-    `floor` is a position before which anything may have changed.
-    """
-
-    __slots__ = ("_fences", "floor", "touched")
-
-    def __init__(self, fences: set[Fence]) -> None:
-        self._fences = fences
-        self.touched: dict[str, int] = {}
-        self.floor = 0
-
-    def lets_pass(self, key: str, as_of: int) -> bool:
-        """Return whether a value read at position `as_of` is still the newest."""
-        return as_of >= self.floor and as_of >= self.touched.get(key, 0)
-
-    def __enter__(self) -> Fence:
-        self._fences.add(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._fences.discard(self)
-
-
-class Entries(LRUCache[str, bytes]):
-    """cachetools' LRU without its bound: the tier bounds bytes, and cachetools' own sizes would be a third dict."""
-
-    def __init__(self) -> None:
-        super().__init__(maxsize=float("inf"))
-
-    def oldest_first(self) -> list[str]:
-        """Return the keys, least recently used first; pinned by a test, since cachetools has no public way."""
-        return list(self._LRUCache__order)  # type: ignore[attr-defined]
-
-    def peek(self, key: str) -> bytes | None:
-        """Return an entry without making it recently used."""
-        return self._Cache__data.get(key)  # type: ignore[attr-defined, no-any-return]
 
 
 class CacheTier:

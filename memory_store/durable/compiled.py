@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cachetools import LRUCache
-from sqlalchemy import Select
+from sqlalchemy import Column, Select
 from sqlalchemy.sql.elements import ColumnElement
 
 from memory_store.durable.statements import dialect
@@ -51,14 +51,16 @@ def compiled(
         values: values of the statement's named parameters.
         build: makes the statement, when its shape is new.
     """
-    keys = [expression._generate_cache_key() for expression in expressions]
+    columns = [expression for expression in expressions if isinstance(expression, Column)]  # these are their own shape
+    keys = [e._generate_cache_key() for e in expressions if not isinstance(e, Column)]
     own = [parameter for key in keys if key is not None for parameter in key.bindparams]
     if None in keys or any(parameter.expanding for parameter in own):  # `in_` has as many parameters as values
         return _compile_now(build(), values)
     # The same parameter object in two places is one parameter of the statement; two that look alike are two.
     places = {id(parameter): index for index, parameter in enumerate(own)}
     shared = tuple(places[id(parameter)] for parameter in own)
-    full_shape = (shape, tuple(key.key for key in keys if key is not None), shared)
+    kinds = tuple(isinstance(expression, Column) for expression in expressions)
+    full_shape = (shape, kinds, tuple(columns), tuple(key.key for key in keys if key is not None), shared)
     kept = _KEPT.get(full_shape)
     if kept is None:
         kept = _KEPT[full_shape] = _compile(build(), places)

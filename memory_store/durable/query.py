@@ -25,7 +25,7 @@ from sqlalchemy.sql.operators import asc_op, custom_op, desc_op
 from sqlalchemy.sql.selectable import Exists, FromClause, ScalarSelect, SelectBase
 from sqlalchemy.types import NullType
 
-from memory_store.codec import Row, pack_row
+from memory_store.codec import pack_row
 from memory_store.durable.compiled import compiled
 from memory_store.durable.statements import raw_columns
 from memory_store.errors import ConfigurationError
@@ -226,8 +226,3 @@ def _order_digest(orders: Sequence[Order]) -> bytes:
         f"{o.expression.key if isinstance(o.expression, Column) else o.expression} {o.descending}" for o in orders
     )
     return hashlib.blake2b(text.encode(), digest_size=6).digest()
-
-
-def row_of(spec: RecordSpec[Any], result: Sequence[Any]) -> Row:
-    """Return the record's row of a page's result row."""
-    return list(result[: len(spec.columns)])

@@ -10,7 +10,7 @@ import pytest
 
 import memory_store
 from memory_store import CacheStatus, Limits, Settings, StoreStats, errors
-from memory_store.cache.tier import Counters
+from memory_store.cache.entries import Counters
 from memory_store.records import KNOWN_DIMENSIONS, RECORDS
 from tests.docs.pages import REPOSITORY, blocks_of, rows_of
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from memory_store.cache.tier import CacheTier, Space
+from memory_store.cache.entries import Space
+from memory_store.cache.tier import CacheTier
 from memory_store.codec import pack_row
 from memory_store.durable.changes import PUBLISH_LIMIT, Change, Commit
 from memory_store.records import QueryResult

@@ -13,7 +13,8 @@ from cachetools import LRUCache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_store.cache.tier import ENTRY_OVERHEAD_BYTES, CacheTier, Space
+from memory_store.cache.entries import Space
+from memory_store.cache.tier import ENTRY_OVERHEAD_BYTES, CacheTier
 from memory_store.codec import entry_expiry, make_entry, pack_row
 from memory_store.durable.changes import Change, Commit
 from memory_store.records import RECORDS, QueryResult

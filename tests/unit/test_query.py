@@ -13,7 +13,7 @@ from sqlalchemy import func
 
 from memory_store import ConfigurationError, Episode, Limits
 from memory_store.codec import CODECS
-from memory_store.durable.query import count_query, cursor_after, page_query, parse_order, row_of
+from memory_store.durable.query import count_query, cursor_after, page_query, parse_order
 from memory_store.durable.statements import STATEMENTS
 from memory_store.records import RECORDS
 from tests.unit.samples import make_episode
@@ -75,7 +75,7 @@ def all_pages(connection: sqlite3.Connection, order_by: Any, limit: int, where: 
     while True:
         query = page_query(SPEC, "n", where, parsed, limit + 1, cursor)
         rows = connection.execute(*query).fetchall()
-        pages.append([CODEC.decode(row_of(SPEC, row)) for row in rows[:limit]])
+        pages.append([CODEC.decode(row[: len(SPEC.columns)]) for row in rows[:limit]])
         if len(rows) <= limit:
             return pages
         cursor = cursor_after(parsed, rows[limit - 1])

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_store import CacheError, Limits
+from memory_store.cache.entries import Space
 from memory_store.cache.snapshot import FILE_NAME, Header, SavedEntry, Snapshot, save
-from memory_store.cache.tier import CacheTier, Space
+from memory_store.cache.tier import CacheTier
 from memory_store.codec import CODECS, entry_as_of, entry_expiry, make_entry, pack_row, read_entry
 from memory_store.records import RECORDS
 from tests.unit.samples import MAKE
