@@ -44,6 +44,8 @@ class StoreStats:
         writes: writes this process asked for; when `position` rose by less, several shared a commit.
         wal_bytes: size of the write-ahead log.
         checkpoints: checkpoints made by this process.
+        failures: commits the cache could not take (it was emptied instead) and checkpoints that failed (they are tried
+            again); neither fails a call, both should be 0.
     """
 
     cache: dict[str, Counters]
@@ -54,6 +56,7 @@ class StoreStats:
     writes: int
     wal_bytes: int
     checkpoints: int
+    failures: int
 
 
 class Collections:
@@ -299,6 +302,7 @@ class MemoryStore(Namespace):
             writes=self._access.writes,
             wal_bytes=durable.checkpointer.wal_bytes(),
             checkpoints=durable.checkpointer.checkpoints,
+            failures=self._cache.failures + durable.checkpointer.failures,
         )
 
     def _cache_folder(self) -> str | None:
