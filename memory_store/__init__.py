@@ -20,12 +20,14 @@ from memory_store.errors import (
     DurableUnavailableError,
     InvalidRecordError,
     MemoryStoreError,
+    PositionLostError,
     RecordError,
     RecordNotFoundError,
     SchemaMismatchError,
     StorageFullError,
     StoreClosedError,
 )
+from memory_store.feed import LoggedChange
 from memory_store.records import (
     Embedding,
     Episode,
@@ -57,6 +59,7 @@ __all__ = [
     "EpisodeStatus",
     "InvalidRecordError",
     "Limits",
+    "LoggedChange",
     "MemoryStore",
     "MemoryStoreError",
     "Namespace",
@@ -64,6 +67,7 @@ __all__ = [
     "Parts",
     "Pattern",
     "PatternType",
+    "PositionLostError",
     "RecordError",
     "RecordNotFoundError",
     "SchemaMismatchError",

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from memory_store.cache.coherence import Coherence
 from memory_store.cache.entries import Space
 from memory_store.cache.readthrough import ReadThrough
 from memory_store.cache.tier import CacheTier
+from memory_store.clock import boot_s
 from memory_store.codec import Row
-from memory_store.config import Limits
+from memory_store.config import Freshness, Limits
+from memory_store.durable.changes import HeadState
+from memory_store.durable.log import Run, read_head, read_run
 from memory_store.durable.operations import Operation
 from memory_store.durable.query import Query
-from memory_store.durable.reader import read_by_id, read_head
+from memory_store.durable.reader import read_by_id
 from memory_store.durable.tier import Durable
+from memory_store.durable.writer import Written
 from memory_store.errors import ConfigurationError, StoreClosedError
 from memory_store.records import QueryResult
 
@@ -28,12 +34,16 @@ class TieredAccess:
     because a lock would cost more than a hit.
     """
 
-    def __init__(self, limits: Limits, cache: CacheTier) -> None:
+    def __init__(self, limits: Limits, cache: CacheTier, coherence: Coherence) -> None:
         self.limits = limits
-        self.cache = cache
+        self.cache, self.coherence = cache, coherence
         self.writes = 0
         self.transaction_task: asyncio.Task[Any] | None = None
         """The task whose transaction has the writer now."""
+        self.feeds = 0
+        """Feeds being followed."""
+        self.waiting: set[asyncio.Future[None]] = set()
+        """Feeds that wait for a new commit."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unusable = "the store is not open: use `async with MemoryStore(...)` or `await store.open()`"
 
@@ -46,12 +56,21 @@ class TieredAccess:
         """Start to be usable, on the running loop."""
         self.durable = durable
         self._through = ReadThrough(self.cache, durable.reader)
+        self.coherence.attach(durable.probe, self._slow_look)
+        self.coherence.moved = self._wake
         self._loop = asyncio.get_running_loop()
 
     def detach(self, reason: str) -> None:
         """Refuse every further use, saying why."""
         self._loop = None
         self._unusable = reason
+        self.coherence.detach()
+        self._wake()
+
+    def _wake(self) -> None:
+        for waiting in self.waiting:
+            if not waiting.done():
+                waiting.set_result(None)
 
     def require_usable(self) -> None:
         """Check that the store is open and that this is its loop.
@@ -62,37 +81,53 @@ class TieredAccess:
         if asyncio.get_running_loop() is not self._loop:
             self._refuse()
 
-    def cached(self, space: Space, id_: str) -> list[Any] | None:
-        """Return a live cache entry, or None."""
+    def cached(
+        self, space: Space, id_: str, freshness: Freshness | None = None, at_least: int | None = None
+    ) -> list[Any] | None:
+        """Return a live cache entry that is fresh enough, or None.
+
+        Raises:
+            PositionLostError: the database has not reached `at_least`.
+        """
         if asyncio.get_running_loop() is not self._loop:
             self._refuse()
+        now, coherence = boot_s(), self.coherence
+        if (now >= coherence.fresh_until or at_least or freshness is not None) and not coherence.refresh(
+            now, freshness, at_least
+        ):
+            return None
         try:
-            return self.cache.read(space, id_)
+            return self.cache.read(space, id_, now)
         except TypeError:
             if not isinstance(id_, str):
                 raise TypeError(f"id must be a str, got {type(id_).__name__}") from None
             raise
 
-    async def load(self, space: Space, ids: Sequence[str]) -> list[list[Row]]:
+    async def load(self, space: Space, ids: Sequence[str], at_least: int | None = None) -> list[list[Row]]:
         """Read what the cache did not have, together with whoever else asks for it."""
+        if self.coherence.unsure:
+            await self.coherence.refresh_slowly(at_least)
         if len(ids) == 1:
             return [await self._through.load(space, ids[0])]
         return await asyncio.gather(*self._through.load_many(space, ids))
 
-    async def rows_by_id(self, kind: str, namespace: str, ids: list[str]) -> dict[str, Row]:
+    async def _slow_look(self, known: HeadState) -> Run:
+        return await self.durable.scan.run(lambda connection: _run_from(connection, known))
+
+    async def rows_by_id(
+        self, kind: str, namespace: str, ids: list[str], at_least: int | None = None
+    ) -> dict[str, Row]:
         """Read rows by id, past the cache."""
         self.require_usable()
-        return await self.durable.scan.run(lambda connection: read_by_id(connection, kind, namespace, ids))
+        rows = await self.durable.scan.run(lambda connection: read_by_id(connection, kind, namespace, ids))
+        await self.coherence.catch_up(at_least)  # what is read from the cache after this is no older than these rows
+        return rows
 
-    def write(self, operation: Operation) -> asyncio.Future[Any]:
+    def write(self, operation: Operation) -> asyncio.Future[Written]:
         """Commit a write with whatever else is waiting, and publish it to the cache."""
         self.require_writable()
         self.writes += 1
         return self.durable.writer.submit(operation)
-
-    def forget(self, space: Space, id_: str) -> None:
-        """Drop a cache entry that the database has contradicted."""
-        self.cache.forget(space, id_)
 
     def require_writable(self) -> None:
         """Check that a write from here can come to an end.
@@ -109,22 +144,37 @@ class TieredAccess:
     async def query(self, query: Query) -> list[tuple[Any, ...]]:
         """Run a query on the lane for long reads."""
         self.require_usable()
-        return await self.durable.scan.run(lambda connection: connection.execute(*query).fetchall())
+        rows = await self.durable.scan.run(lambda connection: connection.execute(*query).fetchall())
+        await self.coherence.catch_up()  # as in `rows_by_id`
+        return rows
 
-    async def count(self, reads: Space, query: Query) -> int:
+    async def count(self, reads: Space, query: Query, freshness: Freshness | None = None) -> int:
         """Run a query that counts, unless the cache knows its answer and the kind has not changed since."""
         self.require_usable()
-        known = self.cache.read_result(reads, query.id)
+        now = boot_s()
+        known = None
+        if (freshness is None and now < self.coherence.fresh_until) or self.coherence.refresh(now, freshness, 0):
+            known = self.cache.read_result(reads, query.id, now)
         if known is not None and known.total is not None:
             return known.total
         # The position is read first: changes that come in between make the result void sooner than needed, never later.
-        position, total = await self.durable.scan.run(
-            lambda connection: (read_head(connection).position, int(connection.execute(*query).fetchone()[0]))
+        head, total = await self.durable.scan.run(
+            lambda connection: (read_head(connection), int(connection.execute(*query).fetchone()[0]))
         )
-        self.cache.put_result(reads, QueryResult(id=query.id, total=total), position)
+        await self.coherence.catch_up()  # as in `rows_by_id`
+        if self.cache.knows(head):
+            self.cache.put_result(reads, QueryResult(id=query.id, total=total), head.position)
         return total
 
     def _refuse(self) -> NoReturn:
         if self._loop is not None:
             raise StoreClosedError("the store was opened on another event loop: open one store per loop")
         raise StoreClosedError(self._unusable)
+
+
+def _run_from(connection: sqlite3.Connection, known: HeadState) -> Run:
+    connection.execute("BEGIN")
+    try:
+        return read_run(connection, known, read_head(connection))
+    finally:
+        connection.execute("COMMIT")

@@ -1,7 +1,7 @@
 """Time and time-ordered ids.
 
-Two clocks, never mixed: wall time (`utc_now`, `now_us`) is only ever stored in records; ages and deadlines use
-`time.monotonic`, so a stepped wall clock can neither keep an expired entry alive nor kill a live one.
+Two clocks, never mixed: wall time (`utc_now`, `now_us`) is only ever stored in records; ages and deadlines use the boot
+clock (`boot_s`), so a stepped wall clock can neither keep an expired entry alive nor kill a live one.
 """
 
 from __future__ import annotations
@@ -11,10 +11,19 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["from_us", "new_id", "now_us", "to_us", "utc_now"]
+__all__ = ["boot_s", "from_us", "new_id", "now_us", "to_us", "utc_now"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+
+# CLOCK_BOOTTIME goes on while the machine sleeps, where Linux's CLOCK_MONOTONIC stands still and a cache would think
+# itself fresh after a night; elsewhere CLOCK_MONOTONIC is the one that goes on.
+_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def boot_s() -> float:
+    """Return the seconds since the machine was started, its sleep included; never set back."""
+    return time.clock_gettime(_BOOT_CLOCK)
 
 
 def utc_now() -> datetime:

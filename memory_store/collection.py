@@ -13,11 +13,14 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from memory_store.cache.entries import Space
 from memory_store.codec import CODECS, Row
-from memory_store.config import Limits
+from memory_store.config import Freshness, Limits, check_freshness
 from memory_store.durable.operations import Delete, Operation, Put, Update
+from memory_store.durable.outcomes import PutOnce
 from memory_store.durable.query import Query, count_query, cursor_after, page_query, parse_order
-from memory_store.errors import ConfigurationError, ConflictError, RecordNotFoundError
+from memory_store.durable.writer import Written
+from memory_store.errors import ConfigurationError
 from memory_store.records import Record, RecordSpec
+from memory_store.records.base import check_key
 from memory_store.records.spec import R
 
 __all__ = ["Access", "Collection", "Page", "Parts"]
@@ -33,27 +36,29 @@ class Access(Protocol):
 
     limits: Limits
 
-    def cached(self, space: Space, id_: str) -> builtins.list[Any] | None:
-        """Return a live cache entry, or None."""
+    def cached(
+        self, space: Space, id_: str, freshness: Freshness | None = None, at_least: int | None = None
+    ) -> builtins.list[Any] | None:
+        """Return a live cache entry that is fresh enough, or None."""
         ...
 
-    def load(self, space: Space, ids: Sequence[str]) -> Awaitable[builtins.list[builtins.list[Row]]]:
+    def load(
+        self, space: Space, ids: Sequence[str], at_least: int | None = None
+    ) -> Awaitable[builtins.list[builtins.list[Row]]]:
         """Read what the cache did not have: for each id its rows."""
         ...
 
-    async def rows_by_id(self, kind: str, namespace: str, ids: builtins.list[str]) -> dict[str, Row]:
+    async def rows_by_id(
+        self, kind: str, namespace: str, ids: builtins.list[str], at_least: int | None = None
+    ) -> dict[str, Row]:
         """Read rows by id, past the cache."""
         ...
 
-    def forget(self, space: Space, id_: str) -> None:
-        """Drop a cache entry that the database has contradicted."""
-        ...
-
-    def write(self, operation: Operation) -> Awaitable[Any]:
+    def write(self, operation: Operation) -> Awaitable[Written]:
         """Make a write durable and visible, and return its result."""
         ...
 
-    async def count(self, reads: Space, query: Query) -> int:
+    async def count(self, reads: Space, query: Query, freshness: Freshness | None = None) -> int:
         """Run a query that counts records of the kind and namespace of `reads`."""
         ...
 
@@ -87,20 +92,35 @@ class Collection(Generic[R]):
         self._spec, self._namespace, self._space, self._access = spec, namespace, space, access
         self._codec = CODECS[spec.kind]
 
-    async def put(self, record: R) -> R:
+    async def put(self, record: R, *, idempotency_key: str | None = None) -> R:
         """Store a record, new or in place of the one with its id, and return it as stored, durable and visible.
 
         A replaced record is replaced as a whole and its revision goes up by one; to change only some fields, or only if
-        nobody else did, use `update`. Safe to retry with the same record.
+        nobody else did, use `update`. Safe to retry with the same record. The record returned carries the `position` of
+        its commit.
+
+        Args:
+            record: what to store.
+            idempotency_key: text of 1 to 256 bytes that names this write in this namespace. It is made once however
+                often it is asked for, by whichever process: a retry returns what the first one stored, with its id,
+                number and times, and changes nothing, even when the record has been changed since.
 
         Raises:
             InvalidRecordError: a value is over its limit; nothing was written.
             RecordNotFoundError: the episode it belongs to does not exist.
-            ConflictError: its number within the episode is taken.
+            ConflictError: its number within the episode is taken, or the key was used for another record.
+            CommitUnknownError: nobody can say whether it was written; with an idempotency key, just put it again.
         """
-        operation = Put(self._spec, self._namespace, [self._encode(record)])
-        stored: builtins.list[Row] = await self._access.write(operation)
-        kept: R = self._codec.decode(stored[0])
+        row = self._encode(record)
+        if idempotency_key is not None:
+            self._require_key(record, idempotency_key)
+            written = await self._access.write(PutOnce(self._spec, self._namespace, row, idempotency_key))
+            stored, noted = written.result
+            position = noted or written.position
+        else:
+            written = await self._access.write(Put(self._spec, self._namespace, [row]))
+            [stored], position = written
+        kept: R = self._codec.decode_written(stored, position)
         return kept
 
     async def put_many(self, records: Iterable[R]) -> builtins.list[R]:
@@ -119,30 +139,52 @@ class Collection(Generic[R]):
                 await asyncio.sleep(0)
         if not rows:
             return []
-        stored = await self._access.write(Put(self._spec, self._namespace, rows))
-        return await self._decode_all(stored)
+        stored, position = await self._access.write(Put(self._spec, self._namespace, rows))
+        return await self._decode_all(stored, position)
 
-    async def get(self, id: str) -> R | None:  # noqa: A002 - the field's own name
-        """Return the record, or None if there is none."""
-        entry = self._access.cached(self._space, id)
+    async def get(
+        self,
+        id: str,  # noqa: A002 - the field's own name
+        *,
+        freshness: Freshness | None = None,
+        at_least: int | None = None,
+    ) -> R | None:
+        """Return the record, or None if there is none.
+
+        Args:
+            id: the record.
+            freshness: "bounded" may miss what other processes wrote in the last `staleness_s` seconds, "linearizable"
+                misses nothing and looks at the head each time (5 µs); None is the store's own setting.
+            at_least: a `position` from another process: its write, and all before it, are seen.
+
+        Raises:
+            PositionLostError: the database has no such position (yet); it was restored, or is another one.
+        """
+        entry = self._access.cached(self._space, id, freshness, at_least)
         if entry is not None:
             return self._codec.decode(entry[2]) if len(entry) > 2 else None
-        [rows] = await self._access.load(self._space, [id])
+        [rows] = await self._access.load(self._space, [id], at_least)
         return self._codec.decode(rows[0]) if rows else None
 
-    async def get_many(self, ids: Iterable[str]) -> builtins.list[R | None]:
-        """Return the records in the order of the ids, None where there is none."""
+    async def get_many(
+        self, ids: Iterable[str], *, freshness: Freshness | None = None, at_least: int | None = None
+    ) -> builtins.list[R | None]:
+        """Return the records in the order of the ids, None where there is none.
+
+        Each is as fresh as asked for (see `get`); what is not cached is read in one snapshot, which may be newer than
+        the rest.
+        """
         found: builtins.list[R | None] = []
         missing: dict[str, builtins.list[int]] = {}
         for id_ in ids:
-            entry = self._access.cached(self._space, id_)
+            entry = self._access.cached(self._space, id_, freshness, at_least)
             if entry is None:
                 missing.setdefault(id_, []).append(len(found))
                 found.append(None)
             else:
                 found.append(self._codec.decode(entry[2]) if len(entry) > 2 else None)
         if missing:
-            loaded = await self._access.load(self._space, list(missing))
+            loaded = await self._access.load(self._space, list(missing), at_least)
             for places, rows in zip(missing.values(), loaded, strict=True):
                 for place in places if rows else ():
                     found[place] = self._codec.decode(rows[0])
@@ -168,7 +210,8 @@ class Collection(Generic[R]):
                 raise TypeError(f"{self._spec.kind} has no field {name!r} that can be changed")
         self._require_id(id)
         operation = Update(self._spec, self._namespace, id, values, expected_revision, self._access.limits)
-        record: R = self._codec.decode(await self._write_to(id, operation))
+        row, position = await self._access.write(operation)
+        record: R = self._codec.decode_written(row, position)
         return record
 
     async def delete(self, id: str, *, expected_revision: int | None = None) -> bool:  # noqa: A002
@@ -178,7 +221,8 @@ class Collection(Generic[R]):
             ConflictError: `expected_revision` was given and it is at another revision, or gone.
         """
         self._require_id(id)
-        return bool(await self._write_to(id, Delete(self._spec, self._namespace, id, expected_revision)))
+        operation = Delete(self._spec, self._namespace, id, expected_revision)
+        return bool((await self._access.write(operation)).result)
 
     async def list(
         self,
@@ -219,17 +263,12 @@ class Collection(Generic[R]):
             if cursor is None:
                 return
 
-    async def count(self, where: ColumnElement[bool] | None = None) -> int:
-        """Return how many records meet a condition; kept in the cache until a record of the kind changes."""
-        return await self._access.count(self._space, count_query(self._spec, self._namespace, where))
+    async def count(self, where: ColumnElement[bool] | None = None, *, freshness: Freshness | None = None) -> int:
+        """Return how many records meet a condition; kept in the cache until a record of the kind changes.
 
-    async def _write_to(self, id_: str, operation: Update | Delete) -> Any:
-        try:
-            return await self._access.write(operation)
-        except (ConflictError, RecordNotFoundError):
-            # Perhaps another process wrote, and the cache holds what the caller expected: reading again must help.
-            self._access.forget(self._space, id_)
-            raise
+        Freshness is that of `get`.
+        """
+        return await self._access.count(self._space, count_query(self._spec, self._namespace, where), freshness)
 
     async def _page(
         self, where: Any, order_by: Any, limit: int, cursor: str | None
@@ -242,10 +281,10 @@ class Collection(Generic[R]):
         width = len(self._spec.columns)  # behind the row stand the values of its order
         return [row[:width] for row in rows[:limit]], following
 
-    async def _decode_all(self, rows: Sequence[Row]) -> builtins.list[R]:
+    async def _decode_all(self, rows: Sequence[Row], position: int) -> builtins.list[R]:
         records: builtins.list[R] = []
         for row in rows:
-            records.append(self._codec.decode(row))
+            records.append(self._codec.decode_written(row, position))
             if len(records) % 2048 == 0:
                 await asyncio.sleep(0)
         return records
@@ -255,6 +294,11 @@ class Collection(Generic[R]):
             raise TypeError(f"expected {self._spec.record.__name__}, got {type(record).__name__}")
         return self._codec.encode(record, self._access.limits)
 
+    def _require_key(self, record: R, key: str) -> None:
+        size, limit = len(check_key(record, "idempotency_key", key).encode()), self._access.limits.key_bytes
+        if not 1 <= size <= limit:
+            record._refuse("idempotency_key", f"has {size:,} bytes, not 1 to {limit:,}", limit=limit, size=size)
+
     def _require_id(self, id_: str) -> None:
         if not isinstance(id_, str):
             raise TypeError(f"id must be a str, got {type(id_).__name__}")
@@ -263,10 +307,15 @@ class Collection(Generic[R]):
 class Parts(Collection[R]):
     """A kind whose records belong to an episode: they are cached per episode, and `of` is their fast read."""
 
-    async def of(self, episode_id: str) -> builtins.list[R]:
-        """Return all of an episode's records in their order; none if there is no such episode."""
-        entry = self._access.cached(self._space, episode_id)
-        rows = entry[2:] if entry is not None else (await self._access.load(self._space, [episode_id]))[0]
+    async def of(
+        self, episode_id: str, *, freshness: Freshness | None = None, at_least: int | None = None
+    ) -> builtins.list[R]:
+        """Return all of an episode's records in their order; none if there is no such episode.
+
+        Freshness is that of `Collection.get`.
+        """
+        entry = self._access.cached(self._space, episode_id, freshness, at_least)
+        rows = entry[2:] if entry is not None else (await self._access.load(self._space, [episode_id], at_least))[0]
         return [self._codec.decode(row) for row in rows]
 
     async def append(self, episode_id: str, records: R | Iterable[R]) -> builtins.list[R]:
@@ -284,16 +333,30 @@ class Parts(Collection[R]):
         assert self._spec.parent is not None
         return await self.put_many(map(partial(self._belonging_to, episode_id), given))
 
-    async def get(self, id: str) -> R | None:  # noqa: A002
+    async def get(
+        self,
+        id: str,  # noqa: A002
+        *,
+        freshness: Freshness | None = None,
+        at_least: int | None = None,
+    ) -> R | None:
         """Return the record, or None. Reads the durable tier: these are cached by episode, see `of`."""
-        return (await self.get_many([id]))[0]
+        return (await self.get_many([id], freshness=freshness, at_least=at_least))[0]
 
-    async def get_many(self, ids: Iterable[str]) -> builtins.list[R | None]:
-        """Return the records in the order of the ids, None where there is none. Reads the durable tier, see `of`."""
+    async def get_many(
+        self, ids: Iterable[str], *, freshness: Freshness | None = None, at_least: int | None = None
+    ) -> builtins.list[R | None]:
+        """Return the records in the order of the ids, None where there is none. Reads the durable tier, see `of`.
+
+        It misses nothing, whatever `freshness` says.
+        """
+        check_freshness(freshness)
         wanted = list(ids)
         for id_ in wanted:
             self._require_id(id_)
-        rows = await self._access.rows_by_id(self._spec.kind, self._namespace, wanted) if wanted else {}
+        rows: dict[str, Row] = {}
+        if wanted:
+            rows = await self._access.rows_by_id(self._spec.kind, self._namespace, wanted, at_least)
         return [self._codec.decode(rows[id_]) if id_ in rows else None for id_ in wanted]
 
     def _belonging_to(self, episode_id: str, record: R) -> R:

@@ -15,9 +15,12 @@ from typing import Any, Literal, get_type_hints
 
 from memory_store.errors import ConfigurationError
 
-__all__ = ["Limits", "Settings", "check_namespace", "resolve_settings"]
+__all__ = ["Freshness", "Limits", "Settings", "check_freshness", "check_namespace", "resolve_settings"]
 
 MIB = 1024 * 1024
+
+Freshness = Literal["bounded", "linearizable"]
+"""How fresh a read must be: at most `staleness_s` behind other processes, or not at all behind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,9 @@ class Settings:
 
     Args:
         migrate: "auto" upgrades an older database on opening (default), "check" refuses it with `SchemaMismatchError`.
+        freshness: what a read may miss of other processes' writes: "bounded" (default), those of the last `staleness_s`
+            seconds; "linearizable", none. Own writes are always seen. Each read may ask for the other.
+        staleness_s: the bound, in seconds; 0 is as "linearizable".
         timeout_s: longest wait for a lock that another program holds on the database, in seconds.
         transaction_timeout_s: longest life of one `store.transaction()`, in seconds; it is rolled back after that,
             because it keeps every other writer waiting.
@@ -68,9 +74,12 @@ class Settings:
         ttl_s: seconds a kind stays cached, by kind, where it differs from the kind's own default.
         limits: the largest values accepted.
         actor: who is written into the change log as the author of the changes.
+        telemetry: whether metrics and spans go to OpenTelemetry, which must be installed then.
     """
 
     migrate: Literal["auto", "check"] = "auto"
+    freshness: Freshness = "bounded"
+    staleness_s: float = 0.05
     timeout_s: float = 30.0
     transaction_timeout_s: float = 30.0
     cache_max_bytes: int = 100 * MIB
@@ -80,10 +89,14 @@ class Settings:
     ttl_s: Mapping[str, float] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     actor: str = ""
+    telemetry: bool = False
 
     def __post_init__(self) -> None:
         if self.migrate not in ("auto", "check"):
             raise ConfigurationError(f'migrate must be "auto" or "check", got {self.migrate!r}')
+        if check_freshness(self.freshness) is None:
+            raise ConfigurationError('freshness must be "bounded" or "linearizable", got None')
+        _require_number("staleness_s", self.staleness_s, least=0)
         for name in ("timeout_s", "transaction_timeout_s"):
             _require_number(name, getattr(self, name), above=0)
         for name in ("cache_max_bytes", "cache_save_interval_s"):
@@ -92,10 +105,23 @@ class Settings:
             _require_number(f"ttl_s[{kind!r}]", seconds, above=0)
         if not isinstance(self.limits, Limits):
             raise ConfigurationError(f"limits must be a memory_store.Limits, got {type(self.limits).__name__}")
+        if not isinstance(self.telemetry, bool):
+            raise ConfigurationError(f"telemetry must be True or False, got {self.telemetry!r:.80}")
         for name in ("cache_version", "actor"):
             value = getattr(self, name)
             if not isinstance(value, str) or len(value.encode("utf-8", "replace")) > 256:
                 raise ConfigurationError(f"{name} must be text of at most 256 bytes, got {value!r:.80}")
+
+
+def check_freshness(freshness: Freshness | None) -> Freshness | None:
+    """Return the freshness if it is one, or None.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if freshness not in ("bounded", "linearizable", None):
+        raise ConfigurationError(f'freshness must be "bounded" or "linearizable", got {freshness!r:.80}')
+    return freshness
 
 
 def _require_number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> None:
@@ -158,6 +184,8 @@ def _parse(name: str, text: str, *, source: str) -> Any:
             return int(text)
         if hint is float:
             return float(text)
+        if hint is bool:
+            return _parse_bool(text)
         if name == "limits":
             return Limits(**_parse_object(text))
         if name == "ttl_s":
@@ -165,6 +193,13 @@ def _parse(name: str, text: str, *, source: str) -> Any:
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"{source} has the wrong form: {text[:80]!r} ({error})") from error
     return text
+
+
+def _parse_bool(text: str) -> bool:
+    word = text.lower()
+    if word not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise ValueError("expected true or false")
+    return word in ("1", "true", "yes", "on")
 
 
 def _parse_object(text: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ MemoryStoreError
 ├── DurableError
 │   ├── DurableUnavailableError     the database cannot be reached, opened or written
 │   ├── DurableTimeoutError         another program holds the database longer than `timeout_s`
-│   ├── CommitUnknownError          the commit may or may not have happened
+│   ├── CommitUnknownError          the commit may or may not have happened; `resolve` finds out
+│   ├── PositionLostError           the database does not know this position (any more)
 │   ├── SchemaMismatchError         the database is at another revision than this library
 │   ├── ConstraintError             the database refused the rows
 │   └── StorageFullError            no space left; nothing was written
@@ -35,6 +36,7 @@ __all__ = [
     "DurableUnavailableError",
     "InvalidRecordError",
     "MemoryStoreError",
+    "PositionLostError",
     "RecordError",
     "RecordNotFoundError",
     "SchemaMismatchError",
@@ -157,7 +159,31 @@ class DurableTimeoutError(DurableError):
 
 
 class CommitUnknownError(DurableError):
-    """The commit may or may not have happened: read the record again before retrying."""
+    """The commit may or may not have happened: ask `await store.resolve(error.token)` before retrying.
+
+    Attributes:
+        token: names the commit, for `resolve`, in this process or another; "" where it was never begun.
+    """
+
+    def __init__(self, message: str, *, token: str = "") -> None:
+        super().__init__(message)
+        self.token = token
+
+
+class PositionLostError(DurableError):
+    """The database does not know this position, or the log no longer leads on from it: start again from nothing.
+
+    It was restored from a backup, its log was trimmed, or the position belongs to another database.
+
+    Attributes:
+        position: the position asked for.
+        head: the newest position of the database.
+    """
+
+    def __init__(self, message: str, *, position: int = 0, head: int = 0) -> None:
+        super().__init__(message)
+        self.position = position
+        self.head = head
 
 
 class SchemaMismatchError(DurableError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import platform
 import sqlite3
 from dataclasses import asdict, dataclass
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from memory_store.cache.keeper import version_key
-from memory_store.cache.snapshot import FILE_NAME, Header, Snapshot
+from memory_store.cache.reconcile import reconcile
+from memory_store.cache.snapshot import FILE_NAME, Snapshot
 from memory_store.config import Settings, resolve_settings
-from memory_store.durable.changes import HeadState
 from memory_store.durable.engine import Target, parse_url
-from memory_store.durable.examine import examine, has_wal_reset_race, read_contents
-from memory_store.durable.reader import read_head
+from memory_store.durable.examine import Examination, cache_folder, examine, has_wal_reset_race, read_contents
 from memory_store.durable.schema import HEAD_REVISION, lock_path
+from memory_store.durable.verify import opened_to_read
 from memory_store.errors import CacheError, MemoryStoreError, SchemaMismatchError
 from memory_store.records import RECORDS
 from memory_store.store import Namespace
@@ -52,7 +51,7 @@ async def stats(store: Namespace) -> StoreContents:
     access.require_usable()
     contents = await access.durable.scan.run(read_contents)
     target = access.durable.target
-    folder = _cache_folder(target, resolve_settings(target.parameters, {}))
+    folder = cache_folder(target, resolve_settings(target.parameters, {}))
     return StoreContents(contents.rows, contents.head.position, contents.changes, *_sizes(target.path, folder))
 
 
@@ -96,14 +95,13 @@ async def saved_cache(store: Namespace) -> SavedCache:
     """Read the saved cache of an open store from end to end, and say whether the next start would use it."""
     access = store._store._access
     access.require_usable()
-    head = await access.durable.scan.run(read_head)
     target = access.durable.target
     settings = resolve_settings(target.parameters, {})
-    return await asyncio.to_thread(_saved_cache, target, settings, head)
+    return await access.durable.scan.run(lambda connection: _saved_cache(connection, target, settings))
 
 
-def _saved_cache(target: Target, settings: Settings, head: HeadState) -> SavedCache:
-    folder = _cache_folder(target, settings)
+def _saved_cache(connection: sqlite3.Connection, target: Target, settings: Settings) -> SavedCache:
+    folder = cache_folder(target, settings)
     if not folder:
         return SavedCache(None, reason="none is kept")
     size = _size(Path(folder) / FILE_NAME)
@@ -111,9 +109,8 @@ def _saved_cache(target: Target, settings: Settings, head: HeadState) -> SavedCa
     try:
         with Snapshot(folder) as snapshot:
             for batch in snapshot.batches():
-                entries += len(batch)
-            wanted = Header(version_key(settings.cache_version), head.store_id, head.epoch, head.position, head.nonce)
-            reason = snapshot.header.mismatch(wanted) or ""
+                entries += len(batch.keys)
+            reason = reconcile(connection, snapshot.header, version_key(settings.cache_version)).reason
     except CacheError as error:
         return SavedCache(folder, size, entries, reason=str(error))
     return SavedCache(folder, size, entries, usable=not reason, reason=reason)
@@ -143,20 +140,18 @@ def diagnose(url: str) -> list[Finding]:
         return [*findings, Finding("schema", error.found, ok=False, hint=str(error))]
     except MemoryStoreError as error:
         return [*findings, Finding("database", target.path, ok=False, hint=str(error))]
-    database, wal, cache = _sizes(target.path, _cache_folder(target, settings))
+    database, wal, cache = _sizes(target.path, cache_folder(target, settings))
     findings += [
         Finding("database", target.path),
-        _schema(found.revision),
-        _checked("integrity", found.integrity, "restore a backup"),
-        _checked("foreign keys", found.foreign_keys, "parts without their episode"),
-        _journal(found.journal_mode, found.revision),
+        *_checked(found),
         Finding("sizes", {"database_bytes": database, "wal_bytes": wal, "cache_bytes": cache}),
     ]
     if found.contents is not None:
         by_namespace = found.contents.rows.values()
         totals = {kind: sum(counts[kind] for counts in by_namespace) for kind in RECORDS}
         findings.append(Finding("rows", totals, hint=f"namespaces: {len(by_namespace)}"))
-        saved = _saved_cache(target, settings, found.contents.head)
+        with opened_to_read(target.path, settings.timeout_s) as reading:
+            saved = _saved_cache(reading, target, settings)
         findings.append(Finding("saved cache", asdict(saved), hint=saved.reason and f"{saved.reason}; it is rebuilt"))
     return findings
 
@@ -178,31 +173,41 @@ def _lock(target: Target) -> Finding:
     return Finding("lock file", path, hint="" if Path(path).exists() else "not there yet; opening the store makes it")
 
 
-def _checked(name: str, problems: list[str], hint: str) -> Finding:
-    return Finding(name, problems, ok=False, hint=hint) if problems else Finding(name, "ok")
+def _checked(found: Examination) -> list[Finding]:
+    """Return a finding for each check that was made, and for the schema and the journal mode in any case."""
+    wrong = found.findings
+    findings = []
+    for check in wrong.counts:
+        if check not in ("schema", "journal mode"):
+            texts = [str(problem).partition(": ")[2] for problem in wrong.problems if problem.check == check]
+            count, hint = wrong.counts[check], _HINTS.get(check, "see `memory-store verify` and `doctor --repair`")
+            findings.append(
+                Finding(check, texts or f"{count:,} problems", ok=False, hint=hint) if count else Finding(check, "ok")
+            )
+    return [_schema(found), *findings, _journal(found.journal_mode, found.revision)]
 
 
-def _schema(revision: str | None) -> Finding:
-    if revision == HEAD_REVISION:
-        return Finding("schema", revision)
-    state = "empty" if revision is None else f"at revision {revision}"
-    return Finding(
-        "schema",
-        revision,
-        ok=False,
-        hint=f"the database is {state}, this library needs {HEAD_REVISION}; see `memory-store check`",
-    )
+_HINTS = {
+    "integrity": "the file is damaged: `memory-store doctor --repair` makes indexes anew, else restore a backup",
+    "foreign keys": "parts without their episode; `memory-store doctor --repair` deletes them",
+}
+
+
+def _schema(found: Examination) -> Finding:
+    revision = found.revision
+    if revision != HEAD_REVISION:
+        state = "empty" if revision is None else f"at revision {revision}"
+        hint = f"the database is {state}, this library needs {HEAD_REVISION}; see `memory-store check`"
+        return Finding("schema", revision, ok=False, hint=hint)
+    if found.findings.counts["schema"]:
+        texts = [problem.text for problem in found.findings.problems if problem.check == "schema"]
+        return Finding("schema", texts, ok=False, hint="`memory-store doctor --repair` makes indexes and triggers anew")
+    return Finding("schema", revision)
 
 
 def _journal(mode: str, revision: str | None) -> Finding:
     ok = mode == "wal" or revision is None
     return Finding("journal mode", mode, ok, "" if ok else "must be wal: something else has changed it")
-
-
-def _cache_folder(target: Target, settings: Settings) -> str:
-    if settings.cache_path is not None:
-        return settings.cache_path
-    return "" if target.memory else target.path + ".cache"
 
 
 def _sizes(path: str, cache: str) -> tuple[int, int, int]:

@@ -9,54 +9,29 @@ import warnings
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 from sqlalchemy import URL
 
 from memory_store.access import TieredAccess
-from memory_store.cache.entries import Counters
+from memory_store.cache.coherence import Coherence
 from memory_store.cache.keeper import CacheKeeper, CacheStatus
 from memory_store.cache.tier import CacheTier
 from memory_store.collection import Access, Collection, Parts
 from memory_store.config import Settings, check_namespace, resolve_settings
 from memory_store.durable.engine import parse_url
-from memory_store.durable.reader import read_head
+from memory_store.durable.log import CommitToken
+from memory_store.durable.outcomes import Resolve
 from memory_store.durable.tier import Durable
 from memory_store.errors import ConfigurationError
+from memory_store.feed import LoggedChange, follow
 from memory_store.records import RECORDS, Embedding, Episode, Pattern, SpatiotemporalEntry, Step
+from memory_store.statistics import METRICS, StoreStats, collect
+from memory_store.telemetry import Telemetry, spanned
 from memory_store.transaction import UnitOfWork
 
 __all__ = ["Cache", "MemoryStore", "Namespace", "StoreStats", "Transaction"]
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStats:
-    """Counters of one open store.
-
-    Args:
-        cache: what happened to the cache's entries, by kind.
-        entries: cache entries held.
-        used_bytes: memory they take, bookkeeping included.
-        max_bytes: the cache's budget.
-        position: newest commit this process knows of.
-        writes: writes this process asked for; when `position` rose by less, several shared a commit.
-        wal_bytes: size of the write-ahead log.
-        checkpoints: checkpoints made by this process.
-        failures: commits the cache could not take (it was emptied instead) and checkpoints that failed (they are tried
-            again); neither fails a call, both should be 0.
-    """
-
-    cache: dict[str, Counters]
-    entries: int
-    used_bytes: int
-    max_bytes: int
-    position: int
-    writes: int
-    wal_bytes: int
-    checkpoints: int
-    failures: int
 
 
 class Collections:
@@ -93,6 +68,15 @@ class Collections:
 class Transaction(Collections):
     """The collections inside one transaction: their writes are made together or not at all, their reads see them."""
 
+    def __init__(self, namespace: str, cache: CacheTier, work: UnitOfWork) -> None:
+        super().__init__(namespace, cache, work)
+        self._work = work
+
+    @property
+    def position(self) -> int | None:
+        """Position of the commit, once the block has ended and if it changed anything; see `Record.position`."""
+        return self._work.position or None
+
 
 class Namespace(Collections):
     """One namespace of a store; it shares the store's connections, cache and life."""
@@ -117,19 +101,39 @@ class Namespace(Collections):
         store = self._store
         access, settings = store._access, store._settings
         access.require_writable()
-        exclusive = await access.durable.writer.exclusive()
-        work = UnitOfWork(exclusive, settings.limits, settings.transaction_timeout_s)
-        await work.begin()
-        access.transaction_task = asyncio.current_task()
-        try:
+        with spanned(store._telemetry, "memory_store.transaction") as span:
+            exclusive = await access.durable.writer.exclusive()
+            work = UnitOfWork(exclusive, settings.limits, settings.transaction_timeout_s)
+            await work.begin()
+            access.transaction_task = asyncio.current_task()
             try:
-                yield Transaction(self.name, store._cache, work)
-            finally:
-                access.transaction_task = None
-        except BaseException:
-            await work.roll_back()
-            raise
-        await work.commit()
+                try:
+                    yield Transaction(self.name, store._cache, work)
+                finally:
+                    access.transaction_task = None
+            except BaseException:
+                await work.roll_back()
+                raise
+            await work.commit()
+            span.set(position=work.position)
+
+    def follow(self, *, after: str = "end") -> AsyncIterator[LoggedChange]:
+        """Yield every change of this namespace, in order, at least once: `async for change in store.follow(): ...`.
+
+        It never ends by itself. What is derived from it stays true through crashes if `change.cursor` is kept with it
+        and given back as `after`. Changes of this process come at once, those of others within `staleness_s`. A read
+        after a change sees it.
+
+        Args:
+            after: "end" for what is changed from now on, "start" for all the log holds, or a `cursor`.
+
+        Raises:
+            PositionLostError: the log does not lead on from the cursor (it was trimmed, or a backup was restored):
+                start again from nothing.
+            ConfigurationError: `after` is none of these.
+            StoreClosedError: the store was closed.
+        """
+        return follow(self._store._access, after, self.name)
 
 
 class Cache:
@@ -189,7 +193,9 @@ class MemoryStore(Namespace):
         if unknown:
             raise ConfigurationError(f"ttl_s names unknown kind {unknown[0]!r}; known: {', '.join(RECORDS)}")
         self._cache = CacheTier(int(self._settings.cache_max_bytes), self._settings.ttl_s)
-        self._access = TieredAccess(self._settings.limits, self._cache)
+        self._coherence = Coherence(self._cache, self._settings.freshness, self._settings.staleness_s)
+        self._access = TieredAccess(self._settings.limits, self._cache, self._coherence)
+        self._telemetry = Telemetry(self._target.path) if self._settings.telemetry else None
         self._keeper: CacheKeeper | None = None
         self._durable: Durable | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -208,7 +214,7 @@ class MemoryStore(Namespace):
         """
         if self._durable is not None:
             raise ConfigurationError("a store is opened once: make a new MemoryStore")
-        self._durable = Durable(self._target, self._settings, self._cache.publish)
+        self._durable = Durable(self._target, self._settings, self._coherence, self._telemetry)
         opening = asyncio.create_task(self._open(self._durable))
         try:
             await asyncio.shield(opening)
@@ -222,17 +228,20 @@ class MemoryStore(Namespace):
 
     async def _open(self, durable: Durable) -> None:
         await durable.open()
-        self._cache.position = durable.head.position
+        self._cache.head = durable.head
         self._access.attach(durable)
         self._keeper = CacheKeeper(
-            self._cache,
+            self._coherence,
             durable.scan,
             self._cache_folder(),
             self._settings.cache_version,
             self._settings.cache_save_interval_s,
-            lambda: durable.scan.run(read_head),
+            self._telemetry,
         )
-        self._keeper.start(durable.head)
+        self._keeper.start()
+        if self._telemetry is not None:
+            access = self._access
+            self._telemetry.observe(METRICS, lambda: collect(access))
         _OPEN_STORES.add(self)
 
     async def close(self) -> None:
@@ -254,6 +263,8 @@ class MemoryStore(Namespace):
 
     async def _close(self, durable: Durable) -> None:
         _OPEN_STORES.discard(self)
+        if self._telemetry is not None:
+            self._telemetry.close()
         try:
             await durable.writer.drain()
             if self._keeper is not None:
@@ -289,21 +300,33 @@ class MemoryStore(Namespace):
             found = self._namespaces[name] = Namespace(self, name)
         return found
 
+    @property
+    def position(self) -> int:
+        """Position of the newest commit this process has seen, its own included; see `Record.position`."""
+        return self._cache.head.position
+
+    def follow_all(self, *, after: str = "end") -> AsyncIterator[LoggedChange]:
+        """Yield every change of every namespace, and what concerns the database as a whole; else as `follow`."""
+        return follow(self._access, after, None)
+
+    async def resolve(self, token: str) -> bool:
+        """Return whether the commit behind a `CommitUnknownError` happened. After False it never will.
+
+        Safe to repeat, in any process that opens the same database.
+
+        Args:
+            token: the error's `token`.
+
+        Raises:
+            PositionLostError: nobody knows any more: the log was trimmed, or the token is of another database.
+            ConfigurationError: it is no token.
+        """
+        return bool((await self._access.write(Resolve(CommitToken.parse(token)))).result)
+
     def stats(self) -> StoreStats:
         """Return the counters of this process since the store was opened."""
         self._access.require_usable()
-        durable = self._access.durable
-        return StoreStats(
-            cache={kind: replace(counters) for kind, counters in self._cache.counters.items()},
-            entries=len(self._cache),
-            used_bytes=self._cache.used_bytes,
-            max_bytes=self._cache.max_bytes,
-            position=self._cache.position,
-            writes=self._access.writes,
-            wal_bytes=durable.checkpointer.wal_bytes(),
-            checkpoints=durable.checkpointer.checkpoints,
-            failures=self._cache.failures + durable.checkpointer.failures,
-        )
+        return collect(self._access)
 
     def _cache_folder(self) -> str | None:
         path = self._settings.cache_path

@@ -16,15 +16,16 @@ from typing import Any
 from memory_store.cache.entries import Space
 from memory_store.clock import now_us
 from memory_store.codec import Row
-from memory_store.config import Limits
-from memory_store.durable.changes import Commit
+from memory_store.config import Freshness, Limits, check_freshness
+from memory_store.durable.commits import rollback
 from memory_store.durable.dialects.sqlite import translate
 from memory_store.durable.lane import Lane
+from memory_store.durable.log import Commit
 from memory_store.durable.operations import Context, Operation
 from memory_store.durable.query import Query
 from memory_store.durable.reader import Key, read_by_id, read_keys
-from memory_store.durable.writer import Exclusive, rollback, run_in_savepoint, write_log_and_commit
-from memory_store.errors import ConfigurationError, DurableTimeoutError
+from memory_store.durable.writer import Exclusive, Written, run_in_savepoint
+from memory_store.errors import CommitUnknownError, ConfigurationError, DurableTimeoutError
 
 __all__ = ["UnitOfWork"]
 
@@ -41,7 +42,9 @@ class UnitOfWork:
     def __init__(self, exclusive: Exclusive, limits: Limits, timeout_s: float) -> None:
         self.limits = limits
         self._exclusive, self._timeout_s = exclusive, timeout_s
-        self._context = Context(now_us(), [])
+        self.position = 0
+        """Of the commit, once it has been made and if it changed anything."""
+        self._context = Context(now_us(), [], 0)
         self._held = ExitStack()
         self._state = "open"
         self._watch: asyncio.TimerHandle | None = None
@@ -66,27 +69,25 @@ class UnitOfWork:
             raise translate(error) from error
         self._watch = asyncio.get_running_loop().call_later(self._timeout_s, self._expire)
 
-    async def write(self, operation: Operation) -> Any:
-        """Run an operation; if it fails, it alone is undone and the transaction goes on."""
+    async def write(self, operation: Operation) -> Written:
+        """Run an operation; if it fails, it alone is undone and the transaction goes on. Its position is to come."""
         self._require_open()
         outcome = await self.lane.run(lambda connection: run_in_savepoint(connection, operation, self._context))
         if isinstance(outcome, BaseException):
             raise outcome
-        return outcome
+        return Written(outcome, 0)
 
-    def forget(self, space: Space, id_: str) -> None:
-        """Nothing: a transaction reads past the cache."""
-
-    def cached(self, space: Space, id_: str) -> None:
+    def cached(self, space: Space, id_: str, freshness: Freshness | None = None, at_least: int | None = None) -> None:
         """Nothing: the cache does not know what is not committed."""
+        check_freshness(freshness)
 
-    async def load(self, space: Space, ids: Sequence[str]) -> list[list[Row]]:
-        """Read keys as the transaction sees them."""
+    async def load(self, space: Space, ids: Sequence[str], at_least: int | None = None) -> list[list[Row]]:
+        """Read keys as the transaction sees them; nothing is missed, nobody else can write."""
         self._require_open()
         keys = [Key(space.kind, space.namespace, id_) for id_ in ids]
         return await self.lane.run(lambda connection: read_keys(connection, keys))
 
-    async def count(self, reads: Space, query: Query) -> int:
+    async def count(self, reads: Space, query: Query, freshness: Freshness | None = None) -> int:
         """Run a query that counts, as the transaction sees the rows."""
         return int((await self.query(query))[0][0])
 
@@ -95,7 +96,9 @@ class UnitOfWork:
         self._require_open()
         return await self.lane.run(lambda connection: connection.execute(*query).fetchall())
 
-    async def rows_by_id(self, kind: str, namespace: str, ids: list[str]) -> dict[str, Row]:
+    async def rows_by_id(
+        self, kind: str, namespace: str, ids: list[str], at_least: int | None = None
+    ) -> dict[str, Row]:
         """Read rows by id as the transaction sees them."""
         self._require_open()
         return await self.lane.run(lambda connection: read_by_id(connection, kind, namespace, ids))
@@ -141,17 +144,22 @@ class UnitOfWork:
         done.add_done_callback(self._ended)
 
     def _ended(self, done: asyncio.Future[Any]) -> None:
-        if done.exception() is None and isinstance(commit := done.result(), Commit) and commit.changes:
+        error = done.exception()
+        if isinstance(error, CommitUnknownError):
+            self._exclusive.doubt()
+        if error is None and isinstance(commit := done.result(), Commit):
+            self.position = commit.position
             self._exclusive.publish(commit)
         self._exclusive.release()
 
     def _begin(self, connection: sqlite3.Connection) -> None:
         self._held.enter_context(self._exclusive.lock.shared())
-        connection.execute("BEGIN IMMEDIATE")
+        self._opened = self._exclusive.log.begin(connection, self._exclusive.known)
+        self._context = self._context._replace(position=self._opened.head.position + 1)
 
     def _commit(self, connection: sqlite3.Connection) -> Commit:
         with self._held:
-            commit = write_log_and_commit(connection, self._context, self._exclusive.actor)
+            commit = self._exclusive.log.commit(connection, self._context, self._opened)
         if commit.changes:
             self._exclusive.checkpointer.after_commit(connection, len(commit.changes))
         return commit

@@ -13,6 +13,7 @@ from alembic import context
 from sqlalchemy import Connection
 
 from memory_store.durable.engine import make_engine, parse_url
+from memory_store.durable.log import begin_epoch
 from memory_store.durable.schema import METADATA
 
 config = context.config
@@ -35,7 +36,12 @@ def run(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
     configure(connection=connection)
     with context.begin_transaction():
+        before = context.get_context().get_current_revision()
         context.run_migrations()
+        after = context.get_context().get_current_revision()
+    # Stores that are open meanwhile, and saved caches, must not go on with rows as they were.
+    if after not in (before, None):
+        begin_epoch(connection.exec_driver_sql, "upgrade")
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
     if broken:
         connection.rollback()

@@ -7,7 +7,9 @@ nothing that was touched after the position the read saw may enter the cache.
 
 from __future__ import annotations
 
-__all__ = ["Fence", "Watch"]
+__all__ = ["NEVER", "Fence", "Watch"]
+
+NEVER = float("inf")
 
 
 class Watch:
@@ -16,7 +18,7 @@ class Watch:
     __slots__ = ("touched",)
 
     def __init__(self) -> None:
-        self.touched = 0
+        self.touched: float = 0
 
     def lets_pass(self, key: str, as_of: int) -> bool:
         """Return whether what was read at position `as_of` is still the newest."""
@@ -26,19 +28,28 @@ class Watch:
 class Fence:
     """All keys published while many are being read, each with its newest position. Use as a context manager.
 
-    `floor` is a position before which anything may have changed.
+    `floors` holds, by the prefix of a space, the position before which anything in it may have changed; `floor` is the
+    same for all.
     """
 
-    __slots__ = ("_fences", "floor", "touched")
+    __slots__ = ("_fences", "floor", "floors", "touched")
 
     def __init__(self, fences: set[Fence]) -> None:
         self._fences = fences
-        self.touched: dict[str, int] = {}
-        self.floor = 0
+        self.touched: dict[str, float] = {}
+        self.floors: dict[str, int] = {}
+        self.floor: float = 0
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing at all was published since."""
+        return not self.touched and not self.floors and not self.floor
 
     def lets_pass(self, key: str, as_of: int) -> bool:
         """Return whether a value read at position `as_of` is still the newest."""
-        return as_of >= self.floor and as_of >= self.touched.get(key, 0)
+        if as_of < self.floor or as_of < self.touched.get(key, 0):
+            return False
+        return not self.floors or as_of >= self.floors.get(key[: key.index("/") + 1], 0)
 
     def __enter__(self) -> Fence:
         self._fences.add(self)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
+from itertools import compress
 from typing import Literal
 
+from memory_store.cache.coherence import Coherence
 from memory_store.cache.entries import Entries, Space
 from memory_store.cache.fences import Fence
 from memory_store.cache.rebuild import Progress, rebuild
-from memory_store.cache.snapshot import Header, SavedEntry, Snapshot, save
-from memory_store.cache.tier import CacheTier
+from memory_store.cache.reconcile import Changed, reconcile
+from memory_store.cache.snapshot import Header, SavedEntries, Snapshot, save
+from memory_store.clock import boot_s
 from memory_store.codec import fingerprint
 from memory_store.durable.changes import HeadState
 from memory_store.durable.lane import Lane
 from memory_store.durable.reader import PlainKey
 from memory_store.durable.schema import HEAD_REVISION
 from memory_store.errors import CacheError, MemoryStoreError
+from memory_store.records import RECORDS
+from memory_store.telemetry import Telemetry, spanned
 
 __all__ = ["CacheKeeper", "CacheStatus", "version_key"]
 
@@ -72,25 +78,26 @@ class CacheKeeper:
     """The life of one store's cache.
 
     Args:
-        cache: the entries.
+        coherence: keeps the entries true.
         scan: the lane for long reads.
         folder: where it is saved, None for nowhere.
         own_version: the user's part of the version key.
         interval_s: seconds between saves; 0 for on close only.
-        head: reads the newest position now.
+        telemetry: records loading, rebuilding and saving as spans; None records none.
     """
 
     def __init__(
         self,
-        cache: CacheTier,
+        coherence: Coherence,
         scan: Lane,
         folder: str | None,
         own_version: str,
         interval_s: float,
-        head: Callable[[], Awaitable[HeadState]],
+        telemetry: Telemetry | None = None,
     ) -> None:
-        self._cache, self._scan, self._folder, self._head = cache, scan, folder, head
-        self._interval_s = interval_s
+        cache = coherence.cache
+        self._coherence, self._cache, self._scan, self._folder = coherence, cache, scan, folder
+        self._interval_s, self._telemetry = interval_s, telemetry
         self._version_key = version_key(own_version)
         self._state: Literal["ready", "loading", "rebuilding", "off"] = "ready" if cache.max_bytes else "off"
         self._reason = self._error = ""
@@ -100,13 +107,15 @@ class CacheKeeper:
         self._one_at_a_time = asyncio.Lock()
         self._saved_at = -1
 
-    def start(self, head: HeadState) -> None:
+    def start(self) -> None:
         """Begin loading or rebuilding in the background, and saving now and then."""
         if self._state == "off":
             return
-        self._begin(lambda: self._load(head))
+        self._begin(self._load)
         if self._folder is not None and self._interval_s > 0:
-            self._saver = asyncio.create_task(self._save_now_and_then(), name="memory_store cache saver")
+            # In a context of its own: it outlives the span in which the store was opened.
+            saving = self._save_now_and_then()
+            self._saver = asyncio.create_task(saving, name="memory_store cache saver", context=Context())
 
     def status(self) -> CacheStatus:
         """Return how the cache is now."""
@@ -157,35 +166,36 @@ class CacheKeeper:
         """Save the cache now. A failure is noted in the status and never raised: the durable tier has everything."""
         if self._folder is None or self._state == "off":
             return
-        position = self._cache.position
+        # Before the entries are collected: a later watermark would vouch for changes that they have not seen.
+        head, restarts = self._cache.head, self._cache.restarts
         try:
-            head = await self._head()
-            # The nonce of a newer head would vouch for entries that are older: such a snapshot is not written, and the
-            # one on disk, whose position is older still, is not used either.
-            if head.position != position:
-                return
-            header = self._header(head)
-            entries = await self._entries(position)
-            await asyncio.to_thread(save, self._folder, header, entries)
+            with spanned(self._telemetry, "memory_store.cache.save") as span:
+                keys, entries = await self._collect(head)
+                if self._cache.restarts != restarts:
+                    return  # some entries may belong to another past; what is on the disk is told apart by its nonce
+                header = Header(self._version_key, head, self._cache.age_s(), self._cache.spaces())
+                await asyncio.to_thread(save, self._folder, header, keys, entries)
+                span.set(entries=len(keys), position=head.position)
         except MemoryStoreError as error:
             self._error = str(error)
         else:
-            self._saved_at = position
+            self._saved_at = head.position
 
-    def _header(self, head: HeadState) -> Header:
-        return Header(self._version_key, head.store_id, head.epoch, head.position, head.nonce)
+    async def _collect(self, head: HeadState) -> tuple[list[str], list[bytes]]:
+        """Return the keys and entries as of a watermark, letting other tasks run between some and some.
 
-    async def _entries(self, position: int) -> list[tuple[Space, str, bytes]]:
-        """Return the entries as of a position, letting other tasks run between some and some.
-
-        One that changes meanwhile is left out: a backup restored at this very position must not find the future.
+        What changes meanwhile is left out.
         """
-        keys = self._cache.keys()
-        entries: list[tuple[Space, str, bytes]] = []
-        for start in range(0, len(keys), _COPY_AT_ONCE):
-            entries += self._cache.entries(keys[start : start + _COPY_AT_ONCE], position)
+        order = self._cache.keys()
+        keys: list[str] = []
+        entries: list[bytes] = []
+        for start in range(0, len(order), _COPY_AT_ONCE):
+            is_now = self._cache.head is head
+            some, theirs = self._cache.entries(order[start : start + _COPY_AT_ONCE], head.position, is_now=is_now)
+            keys += some
+            entries += theirs
             await asyncio.sleep(0)
-        return entries
+        return keys, entries
 
     async def close(self) -> None:
         """Stop the background work and save."""
@@ -225,38 +235,60 @@ class CacheKeeper:
             if self._cache.position != self._saved_at and self._work is None:
                 await self.save()
 
-    async def _load(self, head: HeadState) -> None:
+    async def _load(self) -> None:
         self._state = "loading"
         used: list[PlainKey] = []
-        try:
-            if self._folder is None:
-                raise CacheError("no cache is saved")
-            await self._adopt_saved(self._folder, head, used)
-        except CacheError as error:
-            await self._rebuild(str(error), used)
+        refused = None
+        with spanned(self._telemetry, "memory_store.cache.load") as span:
+            try:
+                if self._folder is None:
+                    raise CacheError("no cache is saved")
+                await self._adopt_saved(self._folder, used)
+                span.set(entries=self._progress.done)
+            except CacheError as error:
+                refused = str(error)
+                span.set(refused=refused)
+        if refused is not None:
+            await self._rebuild(refused, used)
 
-    async def _adopt_saved(self, folder: str, head: HeadState, used: list[PlainKey]) -> None:
-        """Load the saved cache, or raise why it cannot be used, having noted the keys it held."""
+    async def _adopt_saved(self, folder: str, used: list[PlainKey]) -> None:
+        """Load what has not changed of the saved cache, or raise why it cannot be used, having noted its keys."""
         # Opened here and not in a thread, where a cancelled task would lose the open file: it is one small read.
+        # The fence stands before the database is compared: what is committed after that is seen by one of them.
         with self._cache.fence() as fence, Snapshot(folder) as snapshot:
-            reason = snapshot.header.mismatch(self._header(head))
+            header = snapshot.header
+            if not self._cache:
+                self._cache.age_offset_s = header.age_s - boot_s()
+            # The spaces too are made first: what is published of a space that nobody knows is noted nowhere.
+            spaces = {
+                f"{number:x}/": self._cache.space(*names)
+                for number, names in enumerate(header.spaces)
+                if names[0] in RECORDS
+            }
+            changed = await self._scan.run(lambda connection: reconcile(connection, header, self._version_key))
+            # Another process may have saved it after this one last looked: its entries must not be ahead of the rest.
+            await self._coherence.catch_up()
             batches = snapshot.batches()
             while batch := await asyncio.to_thread(next, batches, None):
-                if reason is None:
-                    self._adopt(batch, fence)
-                elif snapshot.header.store_id == head.store_id:
-                    used.extend((saved.kind, saved.namespace, saved.id) for saved in batch)
+                if not changed.reason:
+                    self._adopt(batch, spaces, changed, fence)
+                elif header.head.store_id == self._cache.head.store_id:
+                    used += [(space.kind, space.namespace, id_) for space, id_ in _split(batch.keys, spaces)]
                 await asyncio.sleep(0)
-        if reason is not None:
+        if changed.reason:
             used.reverse()  # saved least recently used first
-            raise CacheError(reason)
+            raise CacheError(changed.reason)
 
-    def _adopt(self, batch: list[SavedEntry], fence: Fence) -> None:
-        for saved in batch:
-            space = self._cache.space(saved.kind, saved.namespace)
-            self._cache.adopt(space, saved.id, saved.entry, fence)
-        self._progress.done += len(batch)
+    def _adopt(self, batch: SavedEntries, spaces: Mapping[str, Space], changed: Changed, fence: Fence) -> None:
+        self._progress.done += len(batch.keys)
         self._progress.total = self._progress.done
+        if changed.prefixes or not changed.keys.isdisjoint(batch.keys):
+            kept = [key not in changed.keys and key[: key.index("/") + 1] not in changed.prefixes for key in batch.keys]
+            batch = SavedEntries(list(compress(batch.keys, kept)), list(compress(batch.entries, kept)))
+        keys = batch.keys
+        if any(number != space.prefix for number, space in spaces.items()):
+            keys = [space.prefix + id_ for space, id_ in _split(keys, spaces)]
+        self._cache.adopt_many(keys, batch.entries, fence)
 
     async def _rebuild_from_nothing(self, reason: str) -> None:
         self._state, self._reason = "rebuilding", reason
@@ -266,4 +298,14 @@ class CacheKeeper:
     async def _rebuild(self, reason: str, used: list[PlainKey]) -> None:
         self._state, self._reason = "rebuilding", reason
         self._progress = Progress()
-        await rebuild(self._cache, self._scan, used, self._progress)
+        with spanned(self._telemetry, "memory_store.cache.rebuild") as span:
+            span.set(reason=reason)
+            await rebuild(self._coherence, self._scan, used, self._progress)
+            span.set(keys=self._progress.done)
+
+
+def _split(keys: Sequence[str], spaces: Mapping[str, Space]) -> Iterator[tuple[Space, str]]:
+    """Yield space and id of keys of a saved file, whose spaces may have other numbers there."""
+    for key in keys:
+        end = key.index("/") + 1
+        yield spaces[key[:end]], key[end:]

@@ -1,8 +1,8 @@
 """Misses: one read a key however many ask, and nobody is given an answer older than what he has seen.
 
-A caller notes the cache's position when he asks. He may join a read that is already under way; its answer is his only
-if it saw at least that position, else he reads again. Without that check a joiner could be handed the value from before
-a write that was acknowledged to him.
+A caller notes the cache's position when he asks, after it was made as fresh as he wants. He may join a read that is
+already under way; its answer is his only if it saw at least that position, else he reads again. Without that check a
+joiner could be handed the value from before a write that was acknowledged to him.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import asyncio
 from collections.abc import Sequence
 
 from memory_store.cache.entries import Space
-from memory_store.cache.fences import Watch
+from memory_store.cache.fences import NEVER, Watch
 from memory_store.cache.tier import CacheTier
 from memory_store.codec import Row, pack_row
+from memory_store.durable.changes import HeadState
 from memory_store.durable.reader import Key, Reader
 
 __all__ = ["ReadThrough"]
@@ -32,9 +33,9 @@ class _Flight(Watch):
         self._through, self.space, self.id, self.waiters = through, space, id_, waiters
         self.key = space.prefix + id_
 
-    def land(self, position: int, rows: list[Row], error: BaseException | None) -> None:
-        """Take what was read at a position."""
-        self._through.land(self, position, rows, error)
+    def land(self, head: HeadState | None, rows: list[Row], error: BaseException | None) -> None:
+        """Take what was read at a commit, or the error."""
+        self._through.land(self, head, rows, error)
 
 
 class ReadThrough:
@@ -68,20 +69,28 @@ class ReadThrough:
         self._cache.watch(flight.key, flight)
         self._reader.request(Key(space.kind, space.namespace, id_), flight.land, start=start)
 
-    def land(self, flight: _Flight, position: int, rows: list[Row], error: BaseException | None) -> None:
+    def land(self, flight: _Flight, head: HeadState | None, rows: list[Row], error: BaseException | None) -> None:
         """Put what was read into the cache and answer those it may answer; the others read again."""
         del self._flights[flight.key]
         self._cache.unwatch(flight.key)
-        if error is None:
-            self._cache.fill(flight.space, flight.id, [pack_row(row) for row in rows], position, flight)
+        if head is None:
+            for future, _ in flight.waiters:
+                if not future.done():
+                    future.set_exception(error or AssertionError("a read ended without rows and without an error"))
+            return
+        watermark = self._cache.head
+        if head == watermark:
+            flight.touched = 0  # it saw exactly what the cache stands at, whatever happened to the cache meanwhile
+        # After a restart the cache may stand in another past than the one this read saw.
+        same_past = flight.touched != NEVER and self._cache.knows(head)
+        if same_past:
+            self._cache.fill(flight.space, flight.id, [pack_row(row) for row in rows], head.position, flight)
         late: list[_Waiter] = []
         for waiter in flight.waiters:
             future, seen = waiter
             if future.done():
                 continue
-            if error is not None:
-                future.set_exception(error)
-            elif position >= seen:
+            if same_past and head.position >= min(seen, watermark.position):
                 future.set_result(rows)
             else:
                 late.append(waiter)

@@ -7,8 +7,9 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from memory_store.cache.tier import CacheTier
+from memory_store.cache.coherence import Coherence
 from memory_store.codec import pack_row
+from memory_store.durable.changes import HeadState
 from memory_store.durable.lane import Lane
 from memory_store.durable.reader import PlainKey, Snapshot, newest_keys, snapshot_of
 
@@ -28,15 +29,16 @@ class Progress:
     total: int = 0
 
 
-async def rebuild(cache: CacheTier, scan: Lane, used: Sequence[PlainKey], progress: Progress) -> None:
+async def rebuild(coherence: Coherence, scan: Lane, used: Sequence[PlainKey], progress: Progress) -> None:
     """Fill the cache in the background; the store serves meanwhile, and can be written to.
 
     Args:
-        cache: what is filled; entries that are there, or change meanwhile, are left alone.
+        coherence: of the cache that is filled; entries that are there, or change meanwhile, are left alone.
         scan: the lane for long reads.
         used: keys known to have been used lately, most recent first.
         progress: kept up to date.
     """
+    cache = coherence.cache
     limit = cache.max_bytes // _SMALLEST_ENTRY_BYTES
     plan = await scan.run(lambda connection: _without_repeats(used[:limit], newest_keys(connection, limit)))
     progress.total = len(plan)
@@ -45,11 +47,16 @@ async def rebuild(cache: CacheTier, scan: Lane, used: Sequence[PlainKey], progre
         if cache.is_full():
             break
         with cache.fence() as fence:
-            snapshot = await scan.run(_reading(batch))
-            for key, rows in zip(batch, snapshot.rows, strict=True):
-                space = cache.space(key[0], key[1])
+            # Made before the read: what is published of a space that nobody knows is not noted in the fence.
+            spaces = [cache.space(kind, namespace) for kind, namespace, _ in batch]
+            snapshot = await scan.run(_reading(batch, cache.head))
+            coherence.deliver(snapshot.run)
+            as_of = snapshot.run.head.position
+            if not cache.knows(snapshot.run.head):
+                continue  # the database was taken back meanwhile
+            for key, space, rows in zip(batch, spaces, snapshot.rows, strict=True):
                 packed = [pack_row(row) for row in rows]
-                if packed and cache.fill_if_room(space, key[2], packed, snapshot.position, fence):
+                if packed and cache.fill_if_room(space, key[2], packed, as_of, fence):
                     filled.append(key)
         progress.done += len(batch)
     progress.total = progress.done
@@ -72,8 +79,8 @@ def _without_repeats(*runs: Sequence[PlainKey]) -> list[PlainKey]:
     return keys
 
 
-def _reading(keys: list[PlainKey]) -> Callable[[sqlite3.Connection], Snapshot]:
-    return lambda connection: snapshot_of(connection, keys)
+def _reading(keys: list[PlainKey], known: HeadState) -> Callable[[sqlite3.Connection], Snapshot]:
+    return lambda connection: snapshot_of(connection, keys, known)
 
 
 def _batches(keys: Sequence[PlainKey], size: int) -> Iterator[list[PlainKey]]:

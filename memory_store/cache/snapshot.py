@@ -1,83 +1,87 @@
 """The saved cache: one file, written whole or not at all, believed only where its checksums hold.
 
-    magic | frame(header) | frame(entry) ... | frame(end)        frame = length u32 | crc32 u32 | msgpack payload
+    magic | frame(header) | frame(keys, entries) ... | frame(end)     frame = length u32 | crc32 u32 | msgpack payload
 
-The header carries the version key and the database's identity and position, each entry the seconds it had left to live
-(time stands still for it while no process runs), the end the number of entries: a file without it was cut off. The
-file is 0600 in a 0700 folder and never opened through a link. Decoding has limits and knows no extension types, so a
-forged file can at worst cost a rebuild.
+The header carries the version key, the database's identity and position, what the cache's clock said (time stands still
+for the entries while no process runs) and the table of spaces that the keys name by number. Keys and entries are
+written as they lie in memory, some hundred a frame: with a frame for each, saving 100,000 took 0.9 s instead of 0.15.
+The end has the number of entries: a file without it was cut off. The file is 0600 in a 0700 folder and never opened
+through a link. Decoding has limits and knows no extension types, so a forged file can at worst cost a rebuild.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 import struct
-import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from io import RawIOBase
+from itertools import compress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import msgpack
 
-from memory_store.cache.entries import Space
-from memory_store.codec import check_entry, entry_expiry, pack_row, with_expiry
+from memory_store.codec import check_entry, pack_row
+from memory_store.durable.changes import HeadState
 from memory_store.errors import CacheError, CodecError
 from memory_store.records import RECORDS
 
-__all__ = ["Header", "SavedEntry", "Snapshot", "save"]
+__all__ = ["Header", "SavedEntries", "Snapshot", "save"]
 
-_MAGIC = b"memory_store cache 1\n"
+_MAGIC = b"memory_store cache 2\n"
 _FRAME = struct.Struct(">II")
 _MAX_FRAME_BYTES = 64 * 1024 * 1024
-_BATCH_ENTRIES = 256
+# A frame ends here at the latest; an entry that is larger by itself is not saved.
+_FRAME_BYTES = 4 * 1024 * 1024
+_LARGEST_ENTRY_BYTES = 32 * 1024 * 1024
+_FRAME_ENTRIES = 512
+_MOST_SPACES = 1_000_000
 FILE_NAME = "cache.msgpack"
 
 
 class Header(NamedTuple):
-    """What a saved cache must agree with to be used."""
+    """What decides whether a saved cache can be used, see `reconcile`; and how its entries are to be read.
+
+    Args:
+        version_key: formats, shapes and schema it was written with.
+        head: the watermark of the cache.
+        age_s: what the cache's clock said.
+        spaces: kind and namespace of each space, by its number.
+    """
 
     version_key: str
-    store_id: str
-    epoch: int
-    position: int
-    nonce: int
-
-    def mismatch(self, wanted: Header) -> str | None:
-        """Return why a saved cache with this header cannot be used where `wanted` is, None if it can."""
-        if self.version_key != wanted.version_key:
-            return "the version key has changed"
-        if (self.store_id, self.epoch) != (wanted.store_id, wanted.epoch):
-            return "the saved cache belongs to another database"
-        return None if self == wanted else "the database has changed since the cache was saved"
+    head: HeadState
+    age_s: float
+    spaces: list[tuple[str, str]]
 
 
-class SavedEntry(NamedTuple):
-    """One entry of a file; `entry` has its deadline on this process's monotonic clock."""
+class SavedEntries(NamedTuple):
+    """Some entries of a file: their keys, with the numbers of its own spaces, and deadlines on its own clock."""
 
-    kind: str
-    namespace: str
-    id: str
-    entry: bytes
+    keys: list[str]
+    entries: list[bytes]
 
 
-def save(folder: str, header: Header, entries: Iterable[tuple[Space, str, bytes]]) -> int:
+def save(folder: str, header: Header, keys: Sequence[str], entries: Sequence[bytes]) -> int:
     """Write the file atomically and return the number of entries: a crash leaves the old file or the new one.
 
     Raises:
         CacheError: the folder or the file cannot be written; the old file is still there.
     """
-    temporary = Path(folder) / f"{FILE_NAME}.{os.getpid()}.tmp"
+    temporary = Path(folder) / f"{FILE_NAME}.{os.urandom(8).hex()}.tmp"
     try:
         _private_folder(folder)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            count = _write(file, header, entries)
-            file.flush()
+        _remove_leftovers(folder)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # tells others that it is no leftover
+            count = _write(file, header, keys, entries)
             os.fsync(file.fileno())
-        temporary.replace(Path(folder) / FILE_NAME)
+            temporary.replace(Path(folder) / FILE_NAME)
         _sync_folder(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -92,6 +96,18 @@ def _private_folder(folder: str) -> None:
         raise OSError(f"{folder} is a link")
 
 
+def _remove_leftovers(folder: str) -> None:
+    """Remove what processes that died while saving have left: files that nobody holds locked."""
+    for path in Path(folder).glob(f"{FILE_NAME}.*.tmp"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(descriptor)
+
+
 def _sync_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -100,22 +116,39 @@ def _sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def _write(file: BinaryIO, header: Header, entries: Iterable[tuple[Space, str, bytes]]) -> int:
-    file.write(_MAGIC)
-    file.write(_frame(list(header)))
-    count, now = 0, time.monotonic()
-    for space, id_, entry in entries:
-        left_s = entry_expiry(entry) - now
-        if left_s > 0:
-            file.write(_frame([space.kind, space.namespace, id_, with_expiry(entry, left_s)]))
-            count += 1
-    file.write(_frame([count]))
+def _write(file: RawIOBase, header: Header, keys: Sequence[str], entries: Sequence[bytes]) -> int:
+    _write_all(file, _MAGIC)
+    _write_frame(file, [header.version_key, *header.head, header.age_s, header.spaces])
+    count = 0
+    for start in range(0, len(keys), _FRAME_ENTRIES):
+        count += _write_frames(file, keys[start : start + _FRAME_ENTRIES], entries[start : start + _FRAME_ENTRIES])
+    _write_frame(file, [count])
     return count
 
 
-def _frame(value: list[Any]) -> bytes:
+def _write_frames(file: RawIOBase, keys: Sequence[str], entries: Sequence[bytes]) -> int:
+    """Write entries as one frame, or as two where they are too large for one; return how many were written."""
+    if sum(map(len, entries)) > _FRAME_BYTES:
+        if len(keys) > 1:
+            half = len(keys) // 2
+            return _write_frames(file, keys[:half], entries[:half]) + _write_frames(file, keys[half:], entries[half:])
+        if len(entries[0]) > _LARGEST_ENTRY_BYTES:
+            return 0
+    _write_frame(file, [keys, entries])
+    return len(keys)
+
+
+def _write_all(file: RawIOBase, data: bytes) -> None:
+    view = memoryview(data)
+    while view:  # a full disk may take a part of it before it refuses the rest
+        view = view[file.write(view) or 0 :]
+
+
+def _write_frame(file: RawIOBase, value: list[Any]) -> None:
     payload = pack_row(value)
-    return _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
+    # Two writes: putting them together would copy every byte once more.
+    _write_all(file, _FRAME.pack(len(payload), zlib.crc32(payload)))
+    _write_all(file, payload)
 
 
 class Snapshot:
@@ -141,7 +174,8 @@ class Snapshot:
         try:
             if self._file.read(len(_MAGIC)) != _MAGIC:
                 raise CacheError("the file is not a saved cache of this format")
-            self.header = _parse_header(self._next())
+            self.header = _parse_header(self._next(_MOST_SPACES))
+            self._kinds = {f"{number:x}/": kind for number, (kind, _) in enumerate(self.header.spaces)}
         except BaseException:
             self._file.close()
             raise
@@ -152,26 +186,26 @@ class Snapshot:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def batches(self) -> Iterator[list[SavedEntry]]:
-        """Yield the entries in the order they were saved, least recently used first.
+    def batches(self) -> Iterator[SavedEntries]:
+        """Yield the entries in the order they were saved, least recently used first; expired ones are left out.
 
         Raises:
             CacheError: the rest is damaged or cut off; what was yielded before is sound.
         """
-        batch: list[SavedEntry] = []
-        count, now = 0, time.monotonic()
-        while len(frame := self._next()) != 1:
-            batch.append(_parse_entry(frame, now))
-            count += 1
-            if len(batch) == _BATCH_ENTRIES:
-                yield batch
-                batch = []
+        count = 0
+        while len(frame := self._next(_FRAME_ENTRIES)) != 1:
+            keys, entries = frame if len(frame) == 2 else (None, None)
+            if type(keys) is not list or type(entries) is not list or len(keys) != len(entries):
+                raise CacheError("the saved cache is damaged (a frame has the wrong shape)")
+            count += len(keys)
+            live = list(map(self._is_live, keys, entries))
+            if not all(live):
+                keys, entries = list(compress(keys, live)), list(compress(entries, live))
+            yield SavedEntries(keys, entries)
         if frame[0] != count or self._file.read(1):
             raise CacheError(f"the saved cache has {count} entries, its end says {frame[0]!r:.20}")
-        if batch:
-            yield batch
 
-    def _next(self) -> list[Any]:
+    def _next(self, longest: int) -> list[Any]:
         head = self._file.read(_FRAME.size)
         if len(head) < _FRAME.size:
             raise CacheError("the saved cache is cut off")
@@ -182,29 +216,39 @@ class Snapshot:
         if len(payload) < length or zlib.crc32(payload) != checksum:
             raise CacheError("the saved cache is damaged (a checksum is wrong)")
         try:
-            value = msgpack.unpackb(payload, max_ext_len=0, max_map_len=0, max_array_len=5)
+            value = msgpack.unpackb(payload, max_ext_len=0, max_map_len=0, max_array_len=longest)
         except (ValueError, msgpack.UnpackException) as error:
             raise CacheError(f"the saved cache is damaged ({error})") from error
         if not isinstance(value, list):
             raise CacheError("the saved cache is damaged (a frame is no list)")
         return value
 
+    def _is_live(self, key: Any, entry: Any) -> bool:
+        """Check one entry; return False where it has expired or is cheap to find again."""
+        if type(key) is not str or type(entry) is not bytes:
+            raise CacheError("the saved cache is damaged (an entry has the wrong shape)")
+        kind = self._kinds.get(key[: key.find("/") + 1])
+        if kind is None:
+            raise CacheError("the saved cache is damaged (a key names no space)")
+        if kind not in RECORDS:
+            return False
+        try:
+            left_s = check_entry(kind, entry) - self.header.age_s
+        except CodecError as error:
+            raise CacheError(f"the saved cache is damaged ({error})") from error
+        if not left_s < 1e9:
+            raise CacheError("the saved cache is damaged (an impossible time to live)")
+        return left_s > 0
+
 
 def _parse_header(frame: list[Any]) -> Header:
-    if [type(value) for value in frame] != [str, str, int, int, int]:
+    if [type(value) for value in frame] != [str, int, int, str, int, float, list]:
         raise CacheError("the saved cache is damaged (its header has the wrong shape)")
-    return Header(*frame)
-
-
-def _parse_entry(frame: list[Any], now: float) -> SavedEntry:
-    if [type(value) for value in frame] != [str, str, str, bytes] or frame[0] not in RECORDS:
-        raise CacheError("the saved cache is damaged (an entry has the wrong shape)")
-    kind, namespace, id_, entry = frame
-    try:
-        check_entry(kind, entry)
-    except CodecError as error:
-        raise CacheError(f"the saved cache is damaged ({error})") from error
-    left_s = entry_expiry(entry)
-    if not 0 < left_s < 1e9:
-        raise CacheError("the saved cache is damaged (an impossible time to live)")
-    return SavedEntry(kind, namespace, id_, with_expiry(entry, now + left_s))
+    version_key, position, nonce, store_id, epoch, age_s, spaces = frame
+    for space in spaces:
+        if type(space) is not list or [type(name) for name in space] != [str, str]:
+            raise CacheError("the saved cache is damaged (a space has the wrong shape)")
+    if not -1e12 < age_s < 1e12:
+        raise CacheError("the saved cache is damaged (its clock is impossible)")
+    head = HeadState(position, nonce, store_id, epoch)
+    return Header(version_key, head, age_s, [(kind, namespace) for kind, namespace in spaces])

@@ -1,8 +1,9 @@
-"""The entries: TTL per kind, least recently used out first, one byte budget.
+"""The cache tier: a shelf of entries that stays true by following the change log.
 
-What holds here: an entry equals the database at the position it was made at, and no later commit this process knows of
-has touched it. `publish` keeps that for our own commits, `fill` by the fence below; all of it runs on the event loop,
-without an await inside, so nobody can look in between.
+What holds here: every live entry equals the database at the watermark `head`. `apply` and `publish` keep that by
+dropping or replacing what a commit touched, `fill` by the fence below; all of it runs on the event loop, without an
+await inside, so nobody can look in between. When anything may have changed, a floor makes all older entries count as
+absent: dropping 100,000 at once would hold the loop up for 20 ms.
 
 `fill` puts nothing that a `Watch` or `Fence` saw touched after the position it was read at (see fences.py): the cache
 whose slow reader puts an old value back is the usual bug.
@@ -11,25 +12,24 @@ whose slow reader puts an old value back is the usual bug.
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from memory_store.cache.entries import Counters, Entries, Space
-from memory_store.cache.fences import Fence, Watch
-from memory_store.codec import append_rows, entry_as_of, entry_expiry, make_entry, pack_row, read_entry
-from memory_store.durable.changes import PUBLISH_LIMIT, Change, Commit
-from memory_store.records import RECORDS, QueryResult
+from memory_store.cache.entries import Space
+from memory_store.cache.fences import NEVER, Fence, Watch
+from memory_store.cache.shelf import ENTRY_OVERHEAD_BYTES, Shelf, cost_of
+from memory_store.codec import append_rows, entry_as_of, entry_expiry, make_entry, pack_row
+from memory_store.durable.changes import PUBLISH_LIMIT, Change, HeadState
+from memory_store.durable.log import NOTHING, STORE, Commit, Logged
+from memory_store.records import QueryResult
 
 __all__ = ["CacheTier"]
 
-# What an entry costs beside key and bytes: its places in cachetools' dict and OrderedDict. A test holds it to what
-# tracemalloc sees.
-ENTRY_OVERHEAD_BYTES = 120
+# Reads that were overtaken by more commits than this are made again.
+_MOST_REMEMBERED = 1024
 
 
-class CacheTier:
-    """The entries of one store, all namespaces together.
+class CacheTier(Shelf):
+    """A shelf that follows the change log: a `Follower` that also takes this process's own commits.
 
     Args:
         max_bytes: budget, bookkeeping included; 0 caches nothing.
@@ -37,58 +37,31 @@ class CacheTier:
     """
 
     def __init__(self, max_bytes: int, ttl_s: Mapping[str, float]) -> None:
-        self.max_bytes = max_bytes
-        self.used_bytes = 0
-        self.position = 0
-        """Newest commit that has been applied here."""
-        ttls = {kind: spec.ttl_s for kind, spec in RECORDS.items()} | {QueryResult.kind: QueryResult.ttl_s}
-        self.failures = 0
-        self._floor = 0
-        """Position up to which other processes may have changed anything."""
-        self._ttl_s = {kind: float(ttl_s.get(kind, own)) for kind, own in ttls.items()}
-        self.counters = {kind: Counters() for kind in ttls}
-        self._entries = Entries()
-        self._spaces: dict[tuple[str, str], Space] = {}
-        self._by_number: list[Space] = []
+        super().__init__(max_bytes, ttl_s)
+        self.head = NOTHING
+        """The watermark: the newest commit that has been applied here."""
+        self.failures = self.restarts = self.applied = 0
         self._fences: set[Fence] = set()
+        self._recent: dict[int, int] = {}
+        """Nonces of the newest commits that were applied here, by position."""
         self._watched: dict[str, Watch] = {}
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    @property
+    def position(self) -> int:
+        """The watermark's position."""
+        return self.head.position
 
-    def space(self, kind: str, namespace: str) -> Space:
-        """Return the space of a kind in a namespace; the same one each time."""
-        space = self._spaces.get((kind, namespace))
-        if space is None:
-            # Keys are one short string, "<number>/<id>": a tuple a key would cost 80 bytes more an entry.
-            prefix = f"{len(self._by_number):x}/"
-            space = Space(kind, namespace, prefix, self.counters[kind], self._ttl_s[kind])
-            space.changed = self._floor
-            self._spaces[kind, namespace] = space
-            self._by_number.append(space)
-        return space
+    def knows(self, head: HeadState) -> bool:
+        """Return whether a commit was applied here lately: another one may be of a past that is none any more."""
+        known = self.head
+        return head == known or (self._recent.get(head.position) == head.nonce and head[2:] == known[2:])
 
-    def space_of(self, key: str) -> tuple[Space, str]:
-        """Return the space and the id of a cache key."""
-        number, _, id_ = key.partition("/")
-        return self._by_number[int(number, 16)], id_
-
-    def read(self, space: Space, id_: str) -> list[Any] | None:
-        """Return `[expires_at, as_of, row, ...]`, or None on a miss. Rows missing from it: known to be absent."""
-        key = space.prefix + id_
-        try:
-            entry = self._entries[key]
-        except KeyError:
-            space.counters.misses += 1
-            return None
-        rows = read_entry(entry)
-        if rows[0] <= time.monotonic():
-            self._drop(key)
-            space.counters.expiries += 1
-            space.counters.misses += 1
-            return None
-        space.counters.hits += 1
-        return rows
+    def _move(self, head: HeadState) -> None:
+        recent = self._recent
+        recent[self.head.position], recent[head.position] = self.head.nonce, head.nonce
+        self.head = head
+        while len(recent) > _MOST_REMEMBERED:
+            del recent[next(iter(recent))]
 
     def fence(self) -> Fence:
         """Return a fence for a read of many keys that is about to start."""
@@ -106,8 +79,9 @@ class CacheTier:
         """Put rows read at position `as_of`, unless a commit after it touched them; return whether it was put."""
         key = space.prefix + id_
         if not fence.lets_pass(key, as_of):
+            space.counters.dirty_fills += 1
             return False
-        self._put(key, make_entry(time.monotonic() + space.ttl_s, as_of, packed), self._entries.peek(key))
+        self._put(key, make_entry(self.age_s() + space.ttl_s, as_of, packed), self._entries.peek(key))
         space.counters.fills += 1
         return True
 
@@ -116,37 +90,83 @@ class CacheTier:
 
         Adopted entries are the older ones: they never push out what is there.
         """
-        key = space.prefix + id_
-        if key in self._entries or not fence.lets_pass(key, entry_as_of(entry)) or not self._fits(key, entry):
+        key, entries = space.prefix + id_, self._entries
+        if key in entries or not fence.lets_pass(key, entry_as_of(entry)):
             return False
-        self._put(key, entry, None)
+        cost = cost_of(key, entry)
+        if self.used_bytes + cost > self.max_bytes:
+            return False
+        self.used_bytes += cost
+        entries[key] = entry
         return True
 
     def fill_if_room(self, space: Space, id_: str, packed: list[bytes], as_of: int, fence: Fence) -> bool:
         """As `adopt`, for rows read at position `as_of`."""
-        put = self.adopt(space, id_, make_entry(time.monotonic() + space.ttl_s, as_of, packed), fence)
+        put = self.adopt(space, id_, make_entry(self.age_s() + space.ttl_s, as_of, packed), fence)
         space.counters.fills += put
         return put
 
-    def _fits(self, key: str, entry: bytes) -> bool:
-        return self.used_bytes + _cost(key, entry) <= self.max_bytes
+    def adopt_many(self, keys: Sequence[str], entries: Sequence[bytes], fence: Fence) -> None:
+        """As `adopt`, for many; keys as `space` makes them, none twice."""
+        cost = sum(map(sys.getsizeof, keys)) + sum(map(sys.getsizeof, entries)) + ENTRY_OVERHEAD_BYTES * len(keys)
+        if fence.is_untouched and self.used_bytes + cost <= self.max_bytes and not any(map(self._entries.peek, keys)):
+            self.used_bytes += cost
+            self._entries.put_new(keys, entries)
+            return
+        for key, entry in zip(keys, entries, strict=True):
+            self.adopt(*self.space_of(key), entry, fence)
 
-    def is_full(self) -> bool:
-        """Return whether nothing more fits without pushing something out."""
-        return self.used_bytes + 4 * ENTRY_OVERHEAD_BYTES > self.max_bytes
+    def apply(self, changes: Sequence[Logged], head: HeadState) -> None:
+        """Take what others changed between the watermark and `head`: drop it, mark it for the reads under way."""
+        for position, nonce, kind, namespace, key, parent in changes:
+            self._recent[position] = nonce
+            space = self._spaces.get((kind, namespace))
+            if space is None:  # nothing of it is cached, or being read, here
+                continue
+            space.changed = position
+            touched = parent or key
+            if touched is None:
+                self._raise_floor(space, position)
+                continue
+            name = space.prefix + touched
+            self._touch(name, position)
+            entry = self._entries.peek(name)
+            # A fill may have come here from a snapshot that is newer than this change.
+            if entry is not None and entry_as_of(entry) < position:
+                self._drop(name)
+                space.counters.invalidations += 1
+        self.applied += len(changes)
+        self._move(head)
 
     def publish(self, commit: Commit) -> None:
-        """Apply one of our own commits. On return no reader of this process can see what was before it."""
-        if commit.position != self.position + 1:
-            self._forget(commit.position - 1)
-        self.position = commit.position
+        """Take a commit of this process that follows the watermark, or is the watermark.
+
+        On return no reader of this process can see what was before it. A failure costs the cache its entries, never
+        the write: it is durable and must be answered.
+        """
+        self._move(commit.head)
         try:
             self._publish(commit)
-        except (
-            Exception
-        ):  # the write is durable and must be answered; an empty cache is right, a half-applied one is not
+        except Exception:  # an empty cache is right, a half-applied one is not
             self.failures += 1
-            self._forget(commit.position)
+            self.restart(commit.head)
+
+    def restart(self, head: HeadState) -> None:
+        """Count everything as absent: between the watermark and `head` anything may have changed.
+
+        Reads under way are refused as well, since `head` may belong to another past than the one they saw.
+        """
+        self.restarts += 1
+        self._recent = {head.position: head.nonce}
+        if head.position <= self.head.position:
+            self.clear()  # entries from a past that is none any more may claim positions above the floor
+        self.head, self._floor, self._has_floors = head, head.position, True
+        for fence in self._fences:
+            fence.floor = NEVER
+        for watch in self._watched.values():
+            watch.touched = NEVER
+        for space in self._by_number:
+            space.changed = space.floor = head.position
 
     def _publish(self, commit: Commit) -> None:
         if len(commit.changes) > PUBLISH_LIMIT:
@@ -155,6 +175,8 @@ class CacheTier:
         # The last change of a record is what counts; the parts of an episode are put together, copying its entry once.
         changed: dict[str, tuple[Space, list[Change]]] = {}
         for change in commit.changes:
+            if change.kind == STORE:
+                continue
             space = self.space(change.kind, change.namespace)
             space.changed = commit.position
             key = space.prefix + (change.parent or change.key or "")
@@ -163,7 +185,7 @@ class CacheTier:
                 changed[key] = (space, [change])
             else:
                 known[1].append(change)
-        now = time.monotonic()
+        now = self.age_s()
         for key, (space, changes) in changed.items():
             self._touch(key, commit.position)
             old = self._entries.peek(key)
@@ -183,7 +205,12 @@ class CacheTier:
         bodies = [change.body for change in changes if change.body is not None and change.follows is not None]
         if len(bodies) == len(changes) and not changes[0].follows:
             self._put(key, make_entry(now + space.ttl_s, position, bodies), old)
-        elif len(bodies) == len(changes) and old is not None and entry_expiry(old) > now:
+        elif (
+            len(bodies) == len(changes)
+            and old is not None
+            and entry_expiry(old) > now
+            and entry_as_of(old) >= space.floor
+        ):
             self._put(key, append_rows(old, now + space.ttl_s, position, bodies), old)
         elif self._drop(key):
             space.counters.invalidations += 1
@@ -193,6 +220,8 @@ class CacheTier:
         prefixes: dict[tuple[str, str], str] = {}
         keys: set[str] = set()
         for change in commit.changes:
+            if change.kind == STORE:
+                continue
             name = (change.kind, change.namespace)
             prefix = prefixes.get(name)
             if prefix is None:
@@ -203,103 +232,42 @@ class CacheTier:
         for fence in self._fences:
             fence.touched.update(dict.fromkeys(keys, commit.position))
         for key in self._watched.keys() & keys:
-            self._watched[key].touched = commit.position
+            self._watched[key].touched = max(self._watched[key].touched, commit.position)
         for key in self._entries.keys() & keys:
             self._drop(key)
             self.space_of(key)[0].counters.invalidations += 1
 
-    def _forget(self, position: int) -> None:
-        """Drop everything: other processes committed up to this position, and what they changed is not known here."""
-        self._floor = position
+    def _raise_floor(self, space: Space, position: int) -> None:
+        """Count a whole kind of a namespace as absent."""
+        self._has_floors = True
+        space.floor = position
         for fence in self._fences:
-            fence.floor = position
-        for watch in self._watched.values():
-            watch.touched = max(watch.touched, position)
-        for space in self._by_number:
-            space.changed = max(space.changed, position)
-        self.clear()
+            fence.floors[space.prefix] = position
+        for key, watch in self._watched.items():
+            if key.startswith(space.prefix):
+                watch.touched = max(watch.touched, position)
 
-    def clear(self) -> Entries:
-        """Drop every entry, and return them: letting go of 100,000 at once takes 20 ms, which the caller can spread."""
-        dropped, self._entries = self._entries, Entries()
-        self.used_bytes = 0
-        return dropped
-
-    def read_result(self, reads: Space, id_: str) -> QueryResult | None:
+    def read_result(self, reads: Space, id_: str, now: float) -> QueryResult | None:
         """Return a cached query result, unless the kind it read has changed since."""
         space = self.space(QueryResult.kind, reads.namespace)
         entry = self._entries.peek(space.prefix + id_)
         if entry is not None and entry_as_of(entry) < reads.changed:
             self._drop(space.prefix + id_)
             space.counters.invalidations += 1
-        rows = self.read(space, id_)
+        rows = self.read(space, id_, now)
         return None if rows is None else QueryResult.from_row(rows[2])
 
     def put_result(self, reads: Space, result: QueryResult, as_of: int) -> None:
         """Put a query result that was read at position `as_of`; later changes of the kind it read make it void."""
         space = self.space(QueryResult.kind, reads.namespace)
         key = space.prefix + result.id
-        entry = make_entry(time.monotonic() + space.ttl_s, as_of, [pack_row(result.to_row())])
+        entry = make_entry(self.age_s() + space.ttl_s, as_of, [pack_row(result.to_row())])
         self._put(key, entry, self._entries.peek(key))
         space.counters.fills += 1
 
-    def keys(self) -> list[str]:
-        """Return the cache keys, least recently used first."""
-        return self._entries.oldest_first()
-
-    def entries(self, keys: Iterable[str], position: int) -> list[tuple[Space, str, bytes]]:
-        """Return the entries of those keys, to be saved: without newer ones, nor query results, cheap to find again."""
-        found: list[tuple[Space, str, bytes]] = []
-        for key in keys:
-            (space, id_), entry = self.space_of(key), self._entries.peek(key)
-            if entry is not None and entry_as_of(entry) <= position and space.kind in RECORDS:
-                found.append((space, id_, entry))
-        return found
-
-    def forget(self, space: Space, id_: str) -> None:
-        """Drop one entry: the database said something else."""
-        if self._drop(space.prefix + id_):
-            space.counters.invalidations += 1
-
-    def refresh(self, keys: Iterable[tuple[Space, str]]) -> None:
-        """Make entries recently used, the last one most."""
-        for space, id_ in keys:
-            key = space.prefix + id_
-            if key in self._entries:
-                self._entries[key]
-
     def _touch(self, key: str, position: int) -> None:
         watch = self._watched.get(key)
-        if watch is not None:
+        if watch is not None and watch.touched < position:  # NEVER stays
             watch.touched = position
         for fence in self._fences:
             fence.touched[key] = position
-
-    def _put(self, key: str, entry: bytes, old: bytes | None) -> None:
-        """Put an entry in place of `old`, the one that is there, and push out what no longer fits."""
-        entries = self._entries
-        if old is not None:
-            self.used_bytes -= _cost(key, old)
-        cost = _cost(key, entry)
-        if cost > self.max_bytes:
-            if old is not None:
-                del entries[key]
-            return
-        self.used_bytes += cost
-        entries[key] = entry
-        while self.used_bytes > self.max_bytes:
-            evicted, value = entries.popitem()
-            self.used_bytes -= _cost(evicted, value)
-            self.space_of(evicted)[0].counters.evictions += 1
-
-    def _drop(self, key: str) -> bool:
-        entry = self._entries.peek(key)
-        if entry is None:
-            return False
-        del self._entries[key]
-        self.used_bytes -= _cost(key, entry)
-        return True
-
-
-def _cost(key: str, entry: bytes) -> int:
-    return sys.getsizeof(key) + sys.getsizeof(entry) + ENTRY_OVERHEAD_BYTES

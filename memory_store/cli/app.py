@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from memory_store.cli import caches, files, reading, schemas
+from memory_store.cli import caches, files, reading, schemas, upkeep, watching
 from memory_store.cli.options import DEFAULT_URL, Code, Json, Name, Url, code_of, complain
 from memory_store.cli.screen import ReaderGone
-from memory_store.errors import MemoryStoreError
+from memory_store.errors import ConfigurationError, MemoryStoreError
 
 __all__ = ["app", "cache_app", "run"]
 
@@ -128,15 +128,63 @@ def show(
 
 
 @app.command()
-def stats(url: Url = DEFAULT_URL, as_json: Json = False) -> int:
-    """Count the records of every namespace, and say how large everything is."""
+def stats(
+    url: Url = DEFAULT_URL,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show what all processes do with the database, until interrupted.")
+    ] = False,
+    interval: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="With --watch: between two looks; 1 when absent.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(metavar="N", help="With --watch: end after N looks.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Count the records of every namespace, and say how large everything is; or watch how they change."""
+    if watch:
+        return watching.watch_stats(url, 1.0 if interval is None else interval, count, as_json)
+    if interval is not None or count is not None:
+        raise ConfigurationError("--interval and --count go with --watch")
     return reading.show_stats(url, as_json)
 
 
 @app.command()
-def doctor(url: Url = DEFAULT_URL, as_json: Json = False) -> int:
-    """Check versions, schema, integrity, sizes and the saved cache, without changing anything."""
-    return schemas.doctor(url, as_json)
+def doctor(
+    url: Url = DEFAULT_URL,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Repair what follows from the rows; a copy is made first.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Check versions, schema, integrity, sizes and the saved cache; without --repair nothing is changed."""
+    return upkeep.repair(url, as_json) if repair else schemas.doctor(url, as_json)
+
+
+@app.command()
+def backup(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The new file.")],
+    url: Url = DEFAULT_URL,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Copy the database into a file while it is used: one commit's state, verified, whole or not at all."""
+    return upkeep.backup(file, url, overwrite, as_json)
+
+
+@app.command()
+def restore(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A backup.")],
+    url: Url = DEFAULT_URL,
+    force: Annotated[bool, typer.Option("--force", help="Replace also another database than the backup's.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Put a backup in the database's place, also while it is used. What was written after the backup is lost."""
+    return upkeep.restore(file, url, force, as_json)
+
+
+@app.command()
+def verify(url: Url = DEFAULT_URL, as_json: Json = False) -> int:
+    """Check the database from end to end: pages, keys, schema, log against records, saved cache against records."""
+    return upkeep.verify(url, as_json)
 
 
 @app.command()

@@ -7,15 +7,13 @@ true. A position is one commit: every change of a group commit has the same posi
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Column, Integer, LargeBinary, PrimaryKeyConstraint, String, Table
+from sqlalchemy import BigInteger, Column, Integer, LargeBinary, PrimaryKeyConstraint, String, Table, text
 
 from memory_store.records.columns import METADATA, ShortText, UtcDateTime
 
-__all__ = ["CHANGES", "HEAD", "PUBLISH_LIMIT", "SHARD", "Change", "Commit", "HeadState", "new_nonce"]
+__all__ = ["CHANGES", "HEAD", "IDEMPOTENCY", "PUBLISH_LIMIT", "SHARD", "Change", "HeadState", "new_nonce"]
 
 PUBLISH_LIMIT = 1000
 """A commit with more changes than this invalidates caches instead of filling them: a bulk load should not push out what
@@ -32,6 +30,9 @@ HEAD = Table(
     Column("nonce", BigInteger, nullable=False),
     Column("store_id", String(32), nullable=False),
     Column("epoch", BigInteger, nullable=False),
+    # 1 only inside a transaction of this library, which logs its changes itself: the triggers that log what plain SQL
+    # changes look at it.
+    Column("writing", Integer, nullable=False, server_default=text("0")),
 )
 
 CHANGES = Table(
@@ -61,6 +62,23 @@ CHANGES = Table(
 )
 
 
+IDEMPOTENCY = Table(
+    "idempotency",
+    METADATA,
+    Column("namespace", String(200), nullable=False),
+    Column("key", ShortText(), nullable=False),
+    Column("kind", String(64), nullable=False),
+    # Of what the caller gave: a key used again for something else is a mistake, not a retry.
+    Column("digest", LargeBinary, nullable=False),
+    Column("id", ShortText(), nullable=False),
+    # What of the row the caller did not give: its id, revision, times, number, as msgpack.
+    Column("stored", LargeBinary, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    PrimaryKeyConstraint("namespace", "key"),
+)
+"""What a keyed write stored, so that its retry can be answered without writing again."""
+
+
 class HeadState(NamedTuple):
     """The newest commit: its position and nonce, which database it is, and which life of it."""
 
@@ -87,21 +105,6 @@ class Change(NamedTuple):
     body: bytes | None = None
     follows: bool | None = None
     image: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """What one transaction changed.
-
-    Args:
-        position: its place in the log; 0 when nothing was changed.
-        nonce: its random number.
-        changes: in the order they were made.
-    """
-
-    position: int = 0
-    nonce: int = 0
-    changes: Sequence[Change] = field(default=())
 
 
 def new_nonce() -> int:

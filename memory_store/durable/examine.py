@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from memory_store.config import Settings
 from memory_store.durable.changes import HeadState
 from memory_store.durable.dialects.sqlite import translate
 from memory_store.durable.engine import Target
-from memory_store.durable.reader import read_head
+from memory_store.durable.findings import Findings, Watcher
+from memory_store.durable.log import read_head
 from memory_store.durable.scans import count_changes, count_rows, list_namespaces
 from memory_store.durable.schema import HEAD_REVISION, read_revision
+from memory_store.durable.verify import CHECKS, FILE_CHECKS, check_database, opened_to_read
 from memory_store.errors import DurableUnavailableError
 from memory_store.records import RECORDS
 
-__all__ = ["Contents", "Examination", "examine", "has_wal_reset_race", "read_contents", "require_file"]
+__all__ = [
+    "Contents",
+    "Examination",
+    "cache_folder",
+    "examine",
+    "has_wal_reset_race",
+    "read_contents",
+    "require_file",
+]
 
 _MOST_PROBLEMS = 20
 
@@ -77,15 +87,13 @@ class Examination:
     Args:
         revision: its schema revision, None for an empty one.
         journal_mode: "wal" in a sound one.
-        integrity: what SQLite's integrity check found; empty when all is well.
-        foreign_keys: parts without their episode; empty when all is well.
-        contents: what it holds; None where its schema is another.
+        findings: what is wrong with it.
+        contents: what it holds; None where its schema is another, or damage keeps it from being counted.
     """
 
-    revision: str | None = None
-    journal_mode: str = ""
-    integrity: list[str] = field(default_factory=list)
-    foreign_keys: list[str] = field(default_factory=list)
+    revision: str | None
+    journal_mode: str
+    findings: Findings
     contents: Contents | None = None
 
 
@@ -98,18 +106,23 @@ def examine(target: Target, timeout_s: float) -> Examination:
         SchemaMismatchError: it holds tables of something else.
     """
     require_file(target)
-    found = Examination()
     try:
-        uri = f"{Path(target.path).as_uri()}?mode=ro"
-        with closing(sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None)) as connection:
-            found.revision = read_revision(connection)
-            [(found.journal_mode,)] = connection.execute("PRAGMA journal_mode").fetchall()
-            answers = [str(row[0]) for row in connection.execute(f"PRAGMA integrity_check({_MOST_PROBLEMS})")]
-            found.integrity = [] if answers == ["ok"] else answers
-            for table, rowid, parent, _ in connection.execute("PRAGMA foreign_key_check").fetchmany(_MOST_PROBLEMS):
-                found.foreign_keys.append(f"row {rowid} of {table} belongs to none of {parent}")
-            if found.revision == HEAD_REVISION:
-                found.contents = read_contents(connection)
+        with opened_to_read(target.path, timeout_s) as connection:
+            revision = read_revision(connection)
+            [(mode,)] = connection.execute("PRAGMA journal_mode").fetchall()
+            found = Examination(revision, mode, Findings(_MOST_PROBLEMS))
+            if revision is not None:
+                ours = revision == HEAD_REVISION
+                check_database(connection, found.findings, Watcher(), CHECKS if ours else FILE_CHECKS)
+                if ours and not found.findings.counts["integrity"]:
+                    found.contents = read_contents(connection)
     except sqlite3.Error as error:
         raise translate(error) from error
     return found
+
+
+def cache_folder(target: Target, settings: Settings) -> str:
+    """Return the folder of a database's saved cache, "" where none is kept."""
+    if settings.cache_path is not None:
+        return settings.cache_path
+    return "" if target.memory else target.path + ".cache"

@@ -24,18 +24,30 @@ from memory_store.errors import ConflictError, InvalidRecordError, RecordNotFoun
 from memory_store.records import PARTS, RecordSpec
 
 if TYPE_CHECKING:
+    from memory_store.durable.outcomes import PutOnce, Resolve
     from memory_store.durable.restore import Restore
 
-__all__ = ["Ask", "Collision", "Context", "Delete", "Operation", "Put", "PutTogether", "Update", "Work"]
+__all__ = [
+    "Ask",
+    "Collision",
+    "Context",
+    "Delete",
+    "Operation",
+    "Put",
+    "PutTogether",
+    "Update",
+    "Work",
+]
 
 REVISION, UPDATED_AT = 1, 3  # places in every row, see `record_table`
 
 
 class Context(NamedTuple):
-    """What an operation is given: the commit's wall time in microseconds, and where it notes its changes."""
+    """What an operation is given: the commit's wall time in microseconds, where it notes its changes, its position."""
 
     now_us: int
     changes: list[Change]
+    position: int
 
 
 class Put:
@@ -208,7 +220,7 @@ class Delete:
         return True
 
 
-Operation: TypeAlias = Union[Put, Update, Delete, "Restore"]
+Operation: TypeAlias = Union[Put, Update, Delete, "PutOnce", "Resolve", "Restore"]
 
 
 def _change(

@@ -12,12 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from memory_store.codec import Row
+from memory_store.distribution import Distribution
 from memory_store.durable.changes import HeadState
 from memory_store.durable.lane import Lane
-from memory_store.durable.statements import STATEMENTS, batch_size, head_select, pad
+from memory_store.durable.log import Listener, Run, read_head, read_run
+from memory_store.durable.statements import STATEMENTS, batch_size, pad
 from memory_store.records import PARTS, RECORDS
+from memory_store.telemetry import Span, Telemetry
 
-__all__ = ["Key", "Reader", "Snapshot", "newest_keys", "read_by_id", "read_head", "read_keys", "snapshot_of"]
+__all__ = ["Key", "Reader", "Snapshot", "newest_keys", "read_by_id", "read_keys", "snapshot_of"]
 
 # Keys of one batch: handing 512 results out in one turn of the event loop took 10 ms.
 _BATCH_KEYS = 128
@@ -40,25 +43,36 @@ class Snapshot(NamedTuple):
     """Rows as one commit left them.
 
     Args:
-        position: that commit.
+        run: what leads to that commit from the watermark known when the read was asked for.
         rows: for each key asked for, in order, its rows; none where it holds nothing.
     """
 
-    position: int
+    run: Run
     rows: list[list[Row]]
 
 
-Answer = Callable[[int, list[Row], BaseException | None], None]
-"""Called on the event loop with the position that was read and the rows, or with the error."""
+Answer = Callable[[HeadState | None, list[Row], BaseException | None], None]
+"""Called on the event loop with the commit that was read and the rows, or with None and the error."""
+
+_Request = tuple[Key, Answer, Any]
+"""A key, who is told, and the caller's span if spans are recorded."""
 
 
 class Reader:
-    """The point reads of a process, at most one batch under way."""
+    """The point reads of a process, at most one batch under way.
 
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-        self._waiting: list[tuple[Key, Answer]] = []
+    Args:
+        lane: the connection that reads.
+        listener: told what each read saw of the log, before its rows are handed out.
+        telemetry: records batches as spans; None records none.
+    """
+
+    def __init__(self, lane: Lane, listener: Listener, telemetry: Telemetry | None = None) -> None:
+        self._lane, self._listener, self._telemetry = lane, listener, telemetry
+        self._waiting: list[_Request] = []
         self._busy = False
+        self.read_keys = Distribution()
+        """Keys of each batch."""
 
     def request(self, key: Key, answer: Answer, *, start: bool = True) -> None:
         """Read a key. The read starts after this call, so what it sees is never older.
@@ -68,7 +82,7 @@ class Reader:
             answer: who is told.
             start: False to wait for more; then `start` must be called in the same turn of the event loop.
         """
-        self._waiting.append((key, answer))
+        self._waiting.append((key, answer, None if self._telemetry is None else self._telemetry.caller()))
         if start:
             self.start()
 
@@ -78,34 +92,41 @@ class Reader:
             return
         self._busy = True
         batch, self._waiting = self._waiting[:_BATCH_KEYS], self._waiting[_BATCH_KEYS:]
-        keys = [key for key, _ in batch]
+        keys, known = [key for key, _, _ in batch], self._listener.head
+        self.read_keys.record(len(keys))
+        span = None
+        if self._telemetry is not None:
+            self._telemetry.record("memory_store.read.keys", len(keys))
+            callers = [caller for _, _, caller in batch]
+            span = self._telemetry.begin("memory_store.read", callers, keys=len(keys))
         self._lane.post(
-            lambda connection: snapshot_of(connection, keys), lambda result, error: self._finish(batch, result, error)
+            lambda connection: snapshot_of(connection, keys, known),
+            lambda result, error: self._finish(batch, span, result, error),
         )
 
-    def _finish(self, batch: list[tuple[Key, Answer]], snapshot: Snapshot | None, error: BaseException | None) -> None:
+    def _finish(
+        self, batch: list[_Request], span: Span | None, snapshot: Snapshot | None, error: BaseException | None
+    ) -> None:
         self._busy = False
         self.start()
+        if span is not None:
+            span.end(error)
         if snapshot is None:
-            for _, answer in batch:
-                answer(0, [], error)
+            for _, answer, _ in batch:
+                answer(None, [], error)
         else:
-            position = snapshot.position
-            for (_, answer), rows in zip(batch, snapshot.rows, strict=True):
-                answer(position, rows, None)
+            self._listener.deliver(snapshot.run)
+            head = snapshot.run.head
+            for (_, answer, _), rows in zip(batch, snapshot.rows, strict=True):
+                answer(head, rows, None)
 
 
-def read_head(connection: sqlite3.Connection) -> HeadState:
-    """Return the newest commit the connection's snapshot can see."""
-    return HeadState(*connection.execute(head_select()).fetchone())
-
-
-def snapshot_of(connection: sqlite3.Connection, keys: Sequence[PlainKey]) -> Snapshot:
-    """Read keys in one read transaction, on the connection's thread."""
+def snapshot_of(connection: sqlite3.Connection, keys: Sequence[PlainKey], known: HeadState) -> Snapshot:
+    """Read keys, and what was committed after `known`, in one read transaction, on the connection's thread."""
     connection.execute("BEGIN")
     try:
-        position = read_head(connection).position
-        return Snapshot(position, read_keys(connection, keys))
+        run = read_run(connection, known, read_head(connection))
+        return Snapshot(run, read_keys(connection, keys))
     finally:
         connection.execute("COMMIT")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
-from memory_store.durable.changes import CHANGES, HEAD
+from memory_store.durable.changes import CHANGES, HEAD, IDEMPOTENCY
 from memory_store.durable.dialects.sqlite import copy_database, translate
 from memory_store.durable.engine import Target
 from memory_store.durable.lock import FileLock
@@ -21,14 +21,24 @@ from memory_store.records import METADATA, RECORDS
 if TYPE_CHECKING:
     from alembic.config import Config
 
-__all__ = ["HEAD_REVISION", "METADATA", "Revision", "check", "current_revision", "history", "lock_path", "upgrade"]
+__all__ = [
+    "HEAD_REVISION",
+    "METADATA",
+    "Revision",
+    "check",
+    "current_revision",
+    "history",
+    "lock_path",
+    "require_current",
+    "upgrade",
+]
 
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 """Revision this library reads and writes. A constant, because asking Alembic costs 100 ms on every start; a test holds
 it to the newest file under `migrations/versions`."""
 
 # All tables are known to Alembic once this is imported.
-assert {HEAD, CHANGES} <= set(METADATA.tables.values())
+assert {HEAD, CHANGES, IDEMPOTENCY} <= set(METADATA.tables.values())
 
 
 class Revision(NamedTuple):
@@ -109,6 +119,22 @@ def check(found: str | None, target: Target) -> None:
         found=found,
         expected=HEAD_REVISION,
     )
+
+
+def require_current(connection: sqlite3.Connection) -> None:
+    """Check that an open database is still at this library's revision.
+
+    Raises:
+        SchemaMismatchError: another process has upgraded (or taken back) the schema meanwhile.
+    """
+    found = read_revision(connection)
+    if found != HEAD_REVISION:
+        raise SchemaMismatchError(
+            f"the schema was changed to revision {found} while this process was running, which works with "
+            f"{HEAD_REVISION}: it can no longer write; restart it with the new version of the library",
+            found=found,
+            expected=HEAD_REVISION,
+        )
 
 
 def upgrade(

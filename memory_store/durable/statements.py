@@ -21,13 +21,14 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
+    tuple_,
     type_coerce,
     update,
 )
 from sqlalchemy.sql.expression import ClauseElement, ColumnElement
 from sqlalchemy.types import NullType
 
-from memory_store.durable.changes import CHANGES, HEAD, SHARD
+from memory_store.durable.changes import CHANGES, HEAD, IDEMPOTENCY, SHARD
 from memory_store.records import RECORDS, RecordSpec
 
 __all__ = [
@@ -35,11 +36,17 @@ __all__ = [
     "Statements",
     "batch_size",
     "dialect",
+    "feed_select",
+    "head_claim",
     "head_select",
     "head_update",
+    "idempotency_insert",
+    "idempotency_select",
     "log_insert",
+    "nonce_select",
     "pad",
     "raw_columns",
+    "tail_select",
 ]
 
 _MAX_BATCH = 512
@@ -187,9 +194,20 @@ def head_select() -> str:
 
 
 @cache
+def head_claim() -> str:
+    """() -> position, nonce, store_id, epoch; from here to `head_update` the triggers leave the log to us."""
+    return _text(
+        update(HEAD)
+        .where(_OUR_HEAD)
+        .values(writing=_ONE)
+        .returning(HEAD.c.position, HEAD.c.nonce, HEAD.c.store_id, HEAD.c.epoch)
+    )
+
+
+@cache
 def head_update() -> str:
     """Nonce -> position."""
-    values = {"position": HEAD.c.position + _ONE, "nonce": bindparam("new_nonce")}
+    values = {"position": HEAD.c.position + _ONE, "nonce": bindparam("new_nonce"), "writing": literal_column("0")}
     return _text(update(HEAD).where(_OUR_HEAD).values(values).returning(HEAD.c.position))
 
 
@@ -197,3 +215,45 @@ def head_update() -> str:
 def log_insert() -> str:
     """A row of `changes`, its columns in their order."""
     return _text(insert(CHANGES).values({column.name: bindparam(column.name) for column in CHANGES.columns}))
+
+
+_OUR_LOG = CHANGES.c.shard == literal_column(str(SHARD))
+
+
+@cache
+def tail_select() -> str:
+    """Position, limit -> position, nonce, kind, namespace, key, parent of what came after it, in order."""
+    columns = [CHANGES.c[name] for name in ("position", "nonce", "kind", "namespace", "key", "parent")]
+    statement = select(*columns).where(_OUR_LOG, CHANGES.c.position > bindparam("after"))
+    ordered = statement.order_by(CHANGES.c.position, CHANGES.c.idx).limit(bindparam("limit"))
+    return _text(ordered).removesuffix(" OFFSET ?")
+
+
+@cache
+def feed_select() -> str:
+    """Position, idx, limit -> the log's rows behind them, in order, without shard and image."""
+    columns = [type_coerce(c, NullType()) for c in CHANGES.columns if c.name not in ("shard", "image")]
+    behind = tuple_(CHANGES.c.position, CHANGES.c.idx) > tuple_(bindparam("position"), bindparam("idx"))
+    ordered = select(*columns).where(_OUR_LOG, behind).order_by(CHANGES.c.position, CHANGES.c.idx)
+    return _text(ordered.limit(bindparam("limit"))).removesuffix(" OFFSET ?")
+
+
+@cache
+def nonce_select() -> str:
+    """Position -> nonce of the commit there."""
+    statement = select(CHANGES.c.nonce).where(_OUR_LOG, CHANGES.c.position == bindparam("position")).limit(_ONE)
+    return _text(statement).removesuffix(" OFFSET ?").removesuffix(" OFFSET 0")
+
+
+@cache
+def idempotency_select() -> str:
+    """namespace, key -> its row without them."""
+    columns = [type_coerce(column, NullType()) for column in list(IDEMPOTENCY.columns)[2:]]
+    ours = and_(IDEMPOTENCY.c.namespace == bindparam("namespace"), IDEMPOTENCY.c.key == bindparam("key"))
+    return _text(select(*columns).where(ours))
+
+
+@cache
+def idempotency_insert() -> str:
+    """A row of `idempotency`, its columns in their order."""
+    return _text(insert(IDEMPOTENCY).values({column.name: bindparam(column.name) for column in IDEMPOTENCY.columns}))

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from memory_store.config import Settings
 from memory_store.durable import schema
-from memory_store.durable.changes import Commit, HeadState
-from memory_store.durable.checkpoint import Checkpointer
+from memory_store.durable.changes import HeadState
+from memory_store.durable.checkpoint import Checkpointer, sync_log
+from memory_store.durable.commits import LogWriter
 from memory_store.durable.engine import Target, make_engine
 from memory_store.durable.lane import Lane
 from memory_store.durable.lock import FileLock
-from memory_store.durable.reader import Reader, read_head
+from memory_store.durable.log import Listener, read_head
+from memory_store.durable.probe import Probe
+from memory_store.durable.reader import Reader
 from memory_store.durable.writer import Writer
+from memory_store.telemetry import Telemetry
 
 __all__ = ["Durable"]
 
@@ -37,9 +40,13 @@ class Durable:
     writer: Writer
     reader: Reader
     scan: Lane
+    probe: Probe
+    """Reads the head on the event loop's own thread."""
 
-    def __init__(self, target: Target, settings: Settings, publish: Callable[[Commit], None]) -> None:
-        self.target, self._settings, self._publish = target, settings, publish
+    def __init__(
+        self, target: Target, settings: Settings, listener: Listener, telemetry: Telemetry | None = None
+    ) -> None:
+        self.target, self._settings, self._listener, self._telemetry = target, settings, listener, telemetry
         self._resources = AsyncExitStack()
 
     async def open(self) -> None:
@@ -80,6 +87,8 @@ class Durable:
                 opened.push_async_callback(lane.close)
                 lanes.append(lane)
             write, read, scan = lanes
+            if not self.target.memory:
+                await write.run(lambda _: sync_log(self.target.path))
             found, head = await write.run(_inspect)
             if head is None:
                 return found
@@ -88,10 +97,13 @@ class Durable:
             opened.callback(lock.close)
             for lane in (read, scan):
                 await lane.run(read_head)  # touches the file, which a private store is about to unlink
-            checkpointer = Checkpointer(self.target.path, lock)
+            checkpointer = Checkpointer(self.target.path, lock, self._telemetry)
             self.checkpointer = checkpointer
-            self.writer = Writer(write, lock, checkpointer, self._settings.actor, self._publish)
-            self.reader, self.scan = Reader(read), scan
+            log = LogWriter(self._settings.actor, head.epoch)
+            self.writer = Writer(write, lock, checkpointer, log, self._listener, self._telemetry)
+            self.reader, self.scan = Reader(read, self._listener, self._telemetry), scan
+            self.probe = Probe(self.target)
+            opened.callback(self.probe.close)
             resources.push_async_callback(opened.pop_all().aclose)
             return found
 

@@ -14,21 +14,26 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
+from time import perf_counter
 from typing import Any, NamedTuple, cast
 
 from memory_store.clock import now_us
-from memory_store.durable.changes import SHARD, Change, Commit, new_nonce
+from memory_store.distribution import Distribution
+from memory_store.durable.changes import HeadState
 from memory_store.durable.checkpoint import Checkpointer
+from memory_store.durable.commits import LogWriter, rollback
 from memory_store.durable.dialects.sqlite import error_code, translate
 from memory_store.durable.lane import Lane
 from memory_store.durable.lock import FileLock
+from memory_store.durable.log import Commit, Listener
 from memory_store.durable.operations import Ask, Collision, Context, Operation, Put, PutTogether, Work
-from memory_store.durable.statements import head_update, log_insert
-from memory_store.errors import CommitUnknownError, DurableUnavailableError, RecordError
+from memory_store.errors import CommitUnknownError, RecordError
+from memory_store.telemetry import Span, Telemetry
 
-__all__ = ["Applied", "Exclusive", "Writer"]
+__all__ = ["Applied", "Exclusive", "Writer", "Written"]
 
 # Rows a batch may have before the rest waits for the next one: it bounds how long one sync keeps others waiting.
 _BATCH_ROWS = 512
@@ -39,6 +44,15 @@ _REFUSED = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG)
 class _Write(NamedTuple):
     operation: Operation
     future: asyncio.Future[Any]
+    caller: Any
+    """The caller's span, if spans are recorded."""
+
+
+class Written(NamedTuple):
+    """A write's result, and the position of its commit (0: it changed nothing)."""
+
+    result: Any
+    position: int
 
 
 class Applied(NamedTuple):
@@ -53,15 +67,19 @@ class Exclusive:
 
     def __init__(self, writer: Writer) -> None:
         self._writer: Writer | None = writer
-        self.lane = writer.lane
-        self.lock = writer.lock
-        self.actor = writer.actor
+        self.lane, self.lock, self.log = writer.lane, writer.lock, writer.log
+        self.known = writer.listener.head
         self.checkpointer = writer.checkpointer
 
     def publish(self, commit: Commit) -> None:
         """Hand a commit to the store."""
         assert self._writer is not None
-        self._writer.publish(commit)
+        self._writer.tell(commit)
+
+    def doubt(self) -> None:
+        """Say that the outcome of a commit is unknown."""
+        assert self._writer is not None
+        self._writer.listener.doubt()
 
     def release(self) -> None:
         """Let the other writers go on; safe to call twice."""
@@ -77,15 +95,26 @@ class Writer:
         lane: the connection that writes.
         lock: the lock file, held shared round every transaction.
         checkpointer: asked after each batch.
-        actor: author of the changes in the log.
-        publish: called on the event loop with every commit, before any caller is answered.
+        log: writes the change log.
+        listener: told on the event loop of every commit, before any caller is answered.
+        telemetry: records batches as spans; None records none.
     """
 
     def __init__(
-        self, lane: Lane, lock: FileLock, checkpointer: Checkpointer, actor: str, publish: Callable[[Commit], None]
+        self,
+        lane: Lane,
+        lock: FileLock,
+        checkpointer: Checkpointer,
+        log: LogWriter,
+        listener: Listener,
+        telemetry: Telemetry | None = None,
     ) -> None:
-        self.lane, self.lock, self.actor, self.publish = lane, lock, actor, publish
-        self.checkpointer = checkpointer
+        self.lane, self.lock, self.log, self.listener = lane, lock, log, listener
+        self.checkpointer, self._telemetry = checkpointer, telemetry
+        self.commits = 0
+        self.commit_writes, self.commit_s = Distribution(), Distribution()
+        """Writes and seconds of each batch that changed something."""
+        self._took_s = 0.0
         self._waiting: deque[_Write | asyncio.Future[Exclusive]] = deque()
         self._busy = False
         self._drained: asyncio.Event = asyncio.Event()
@@ -93,9 +122,9 @@ class Writer:
         self._loop = asyncio.get_running_loop()
 
     def submit(self, operation: Operation) -> asyncio.Future[Any]:
-        """Queue a write; the future holds its result once it is durable and published."""
+        """Queue a write; the future holds its `Written` result once it is durable and published."""
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.append(_Write(operation, future))
+        self._waiting.append(_Write(operation, future, None if self._telemetry is None else self._telemetry.caller()))
         if not self._busy:
             self._start()
         return future
@@ -149,45 +178,82 @@ class Writer:
             return
         self._busy = True
         self._drained.clear()
-        operations = [write.operation for write in batch]
-        self.lane.post(
-            lambda connection: self._run(connection, operations),
-            lambda result, error: self._finish(batch, result, error),
-        )
+        run = partial(self._run, [write.operation for write in batch], self.listener.head)
+        if self._telemetry is None:
+            self.lane.post(run, partial(self._finish, batch, None))
+            return
+        callers = [write.caller for write in batch]
+        span = self._telemetry.begin("memory_store.commit", callers, writes=len(batch), rows=rows)
+        self.lane.post(span.around(run), partial(self._finish, batch, span))
 
-    def _run(self, connection: sqlite3.Connection, operations: list[Operation]) -> Applied:
+    def _run(self, operations: list[Operation], known: HeadState, connection: sqlite3.Connection) -> Applied:
+        began = perf_counter()
         with self.lock.shared():
-            applied = run_batch(connection, operations, self.actor)
+            applied = run_batch(connection, operations, self.log, known)
         if applied.commit.changes:
             self.checkpointer.after_commit(connection, len(applied.commit.changes))
+        self._took_s = perf_counter() - began
         return applied
 
-    def _finish(self, batch: list[_Write], applied: Applied | None, error: BaseException | None) -> None:
+    def _finish(
+        self, batch: list[_Write], span: Span | None, applied: Applied | None, error: BaseException | None
+    ) -> None:
         outcomes: list[Any] = [error] * len(batch) if applied is None else applied.outcomes
         # Published before any caller is answered, in one tick: nobody can read the old value after the answer.
-        if applied is not None and applied.commit.changes:
-            self.publish(applied.commit)
+        position = 0
+        if isinstance(error, CommitUnknownError):
+            self.listener.doubt()
+        if applied is not None:
+            position = applied.commit.position
+            if applied.commit.changes:
+                self.commit_writes.record(len(batch))
+                self.commit_s.record(self._took_s)
+            self.tell(applied.commit)
+        if span is not None:
+            self._record(span, len(batch), applied, error)
         for write, outcome in zip(batch, outcomes, strict=True):
             if write.future.done():
                 continue
             if isinstance(outcome, BaseException):
                 write.future.set_exception(outcome)
             else:
-                write.future.set_result(outcome)
+                write.future.set_result(Written(outcome, position))
         # Behind the callers just answered: those that write again join the next batch, 64 of them instead of two times
         # 32. Starting it before them gains nothing, since its thread has no interpreter until the loop is idle.
         self._loop.call_soon(self.lane_is_free)
 
+    def _record(self, span: Span, writes: int, applied: Applied | None, error: BaseException | None) -> None:
+        assert self._telemetry is not None
+        if applied is not None:
+            span.set(position=applied.commit.position)
+            for outcome in applied.outcomes:
+                if isinstance(outcome, BaseException):
+                    span.note(outcome)
+            if applied.commit.changes:
+                self._telemetry.record("memory_store.commit.duration", self._took_s)
+                self._telemetry.record("memory_store.commit.writes", writes)
+        span.end(error)
 
-def run_batch(connection: sqlite3.Connection, operations: Sequence[Operation], actor: str) -> Applied:
+    def tell(self, commit: Commit) -> None:
+        """Hand the listener a commit, or what a transaction without changes saw of the log."""
+        if commit.changes:
+            self.commits += 1
+            self.listener.publish(commit)
+        elif commit.before is not None:
+            self.listener.deliver(commit.before)
+
+
+def run_batch(
+    connection: sqlite3.Connection, operations: Sequence[Operation], log: LogWriter, known: HeadState
+) -> Applied:
     """Run operations in one transaction, on the connection's thread. The caller holds the lock file.
 
     Simple puts are first tried as inserts made together, then one by one, then each in a savepoint: every step is
     slower and takes more. Nearly every batch ends with the first.
     """
     for run_all in (_run_together, _run_bare, _run_in_savepoints):
-        context = Context(now_us(), [])
-        connection.execute("BEGIN IMMEDIATE")
+        opened = log.begin(connection, known)
+        context = Context(now_us(), [], opened.head.position + 1)
         try:
             outcomes = run_all(connection, operations, context)
         except Collision:
@@ -200,7 +266,7 @@ def run_batch(connection: sqlite3.Connection, operations: Sequence[Operation], a
             rollback(connection)
             raise
         else:
-            return Applied(write_log_and_commit(connection, context, actor), outcomes)
+            return Applied(log.commit(connection, context, opened), outcomes)
     raise AssertionError("unreachable: the last run returns or raises")
 
 
@@ -264,52 +330,3 @@ def drive(connection: sqlite3.Connection, work: Work) -> Any:
             rows = cursor.fetchall() if cursor.description else [()] * cursor.rowcount
     except StopIteration as stop:
         return stop.value
-
-
-def write_log_and_commit(connection: sqlite3.Connection, context: Context, actor: str) -> Commit:
-    """Advance the head, log the changes and commit; without changes, end the transaction.
-
-    Raises:
-        CommitUnknownError: syncing failed, so nobody can say what is on the disk.
-    """
-    changes = context.changes
-    if not changes:
-        rollback(connection)
-        return Commit()
-    nonce = new_nonce()
-    try:
-        [(position,)] = connection.execute(head_update(), (nonce,)).fetchall()
-        connection.executemany(log_insert(), _log_rows(changes, position, nonce, actor, context.now_us))
-        commit(connection)
-    except BaseException:
-        rollback(connection)
-        raise
-    return Commit(position, nonce, changes)
-
-
-def _log_rows(changes: list[Change], position: int, nonce: int, actor: str, at: int) -> Iterator[tuple[Any, ...]]:
-    for index, (kind, namespace, key, parent, operation, revision, _, _, image) in enumerate(changes):
-        yield SHARD, position, index, kind, namespace, key, parent, operation, revision, actor, at, nonce, image
-
-
-def commit(connection: sqlite3.Connection) -> None:
-    """Commit.
-
-    Raises:
-        CommitUnknownError: the sync failed; the frames may or may not be on the disk.
-    """
-    try:
-        connection.execute("COMMIT")
-    except sqlite3.Error as error:
-        if error_code(error) == sqlite3.SQLITE_IOERR:
-            raise CommitUnknownError(f"syncing the commit failed ({error}); read the record again") from error
-        raise
-
-
-def rollback(connection: sqlite3.Connection) -> None:
-    """End the transaction if one is open (some errors have ended it already)."""
-    if connection.in_transaction:
-        try:
-            connection.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            raise DurableUnavailableError(f"a failed transaction could not be rolled back: {error}") from error

@@ -26,10 +26,23 @@ _JSON_DEPTH = 500
 
 
 class _Stored:
-    """Carries the row a record was decoded from, so that times and JSON are parsed when they are first looked at."""
+    """Carries the row a record was decoded from, so that times and JSON are parsed when they are first looked at.
 
-    __slots__ = ("_row",)
+    And the position of the commit that wrote it, where a write returned it. Neither is a field: they take no part in
+    equality, `repr` or `replace`.
+    """
+
+    __slots__ = ("_position", "_row")
+    _position: int
     _row: list[Any]
+
+    @property
+    def position(self) -> int | None:
+        """Position of the commit that wrote it, if a write returned this record; else None.
+
+        Hand it to another process: `get(id, at_least=position)` sees this write there.
+        """
+        return getattr(self, "_position", None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

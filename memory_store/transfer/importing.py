@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from memory_store.clock import utc_now
 from memory_store.durable.restore import Outcome, Restore, Unit
+from memory_store.durable.writer import Written
 from memory_store.errors import ConfigurationError, ConstraintError
 from memory_store.store import Namespace
 from memory_store.transfer.lines import MAX_LINE_BYTES, LineError, LineParser
@@ -126,7 +127,7 @@ async def import_lines(
     access.require_writable()
     parser = LineParser(store.name, access.limits, timezone, utc_now(), max_line_bytes)
     importer = _Importer(store, on_conflict, source, on_rejection)
-    pending: tuple[_Batch, list[asyncio.Future[list[Outcome]]]] | None = None
+    pending: tuple[_Batch, list[asyncio.Future[Written]]] | None = None
     async for batch in _batches(lines, parser, source):
         if pending is not None:
             await importer.settle(*pending)
@@ -152,13 +153,10 @@ class _Importer:
         self._on_rejection = on_rejection
         self.report = ImportReport()
 
-    def submit(self, units: list[Unit]) -> asyncio.Future[list[Outcome]]:
-        write: asyncio.Future[list[Outcome]] = self._access.write(
-            Restore(units, replace=self._on_conflict == "replace")
-        )
-        return write
+    def submit(self, units: list[Unit]) -> asyncio.Future[Written]:
+        return self._access.write(Restore(units, replace=self._on_conflict == "replace"))
 
-    async def settle(self, batch: _Batch, writes: list[asyncio.Future[list[Outcome]]]) -> None:
+    async def settle(self, batch: _Batch, writes: list[asyncio.Future[Written]]) -> None:
         """Wait for a batch's transactions and count what became of its lines."""
         rejections = list(batch.rejections)
         results = await asyncio.gather(*writes, return_exceptions=True)
@@ -168,7 +166,7 @@ class _Importer:
             elif isinstance(result, BaseException):
                 raise result
             else:
-                for line, outcome in zip(group, result, strict=True):
+                for line, outcome in zip(group, result.result, strict=True):
                     self._count(line, outcome, rejections)
         self.report.lines += batch.lines
         self.report.bytes += batch.bytes
@@ -181,7 +179,7 @@ class _Importer:
         """Find the line that the database itself refused: the others go in."""
         for line in group:
             try:
-                [outcome] = await self.submit([line.unit])
+                [outcome] = (await self.submit([line.unit])).result
             except ConstraintError as error:
                 rejections.append(self._rejection(line, None, str(error)))
             else:

@@ -36,9 +36,18 @@ def url_of(path: Path) -> str:
 
 
 async def empty_database(path: Path) -> Path:
-    """Create a database with the store's own tables and indexes, in WAL mode, and return its path."""
+    """Create a database with the store's own tables and indexes, no triggers, in WAL mode, and return its path."""
     await asyncio.to_thread(schema.upgrade, parse_url(url_of(path)), 30)
+    drop_triggers(path)
     return path
+
+
+def drop_triggers(path: Path) -> None:
+    """Drop the triggers that log what plain SQL writes: a baseline has no log."""
+    connection = connect(path)
+    for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        connection.execute(f'DROP TRIGGER "{name}"')
+    connection.close()
 
 
 def insert_sql(kind: str) -> str:

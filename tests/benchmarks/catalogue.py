@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from .coherence import commit_with, hit_bounded, hit_linearizable, linearizable_against_row
 from .harness import Benchmark
 from .pause import pause
 from .processes import import_package, memory, open_store
 from .reads import concurrent_misses, hit, list_page, miss
+from .saving import save, warm
+from .visibility import idle_feed, visible
 from .writes import import_lines, put_alone, put_many, put_with
 
 _THREAD = "batches of the same rows through sqlite3 in a thread, no log"
@@ -14,6 +17,12 @@ _THREAD = "batches of the same rows through sqlite3 in a thread, no log"
 def _writers(count: int, budget: float | None = None) -> Benchmark:
     title = "put, 1 writer" if count == 1 else f"put, {count} writers"
     return Benchmark(f"put_{count}", title, _THREAD, put_with(count), budget, "at least")
+
+
+def _coherent(count: int) -> Benchmark:
+    title = f"commit with coherence, {count} writer{'s' if count > 1 else ''}"
+    against = "the same without claim, tail and triggers"
+    return Benchmark(f"commit_{count}", title, against, commit_with(count), 0.9, "at least")
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -51,6 +60,30 @@ BENCHMARKS: dict[str, Benchmark] = {
             "import_lines", "import of JSON lines", "json.loads + sqlite3 executemany", import_lines, None, "at least"
         ),
         Benchmark("memory", "memory a cached entry", "the entry's bytes", memory, 1.35),
+        Benchmark(
+            "hit_bounded",
+            "get, hit, bounded",
+            "the same store without coherence",
+            hit_bounded,
+            0.5,
+            compared="difference",
+        ),
+        Benchmark("hit_linearizable", "get, hit, linearizable", "the head read, bare", hit_linearizable, 2.0),
+        Benchmark(
+            "linearizable_row",
+            "get, hit, linearizable",
+            "one aiosqlite execute_fetchall of the row + decode",
+            linearizable_against_row,
+            5.0,
+            "at least",
+        ),
+        _coherent(1),
+        _coherent(64),
+        _coherent(512),
+        Benchmark("visible", "another process sees a write, p99", "its staleness bound", visible, 1.0),
+        Benchmark("idle_feed", "an open feed while nothing happens", "no feed", idle_feed, 0.5, compared="ours"),
+        Benchmark("save", "saving the cache", "a plain write of the same bytes, synced", save, 1.5),
+        Benchmark("warm", "open until the saved cache is loaded", "reading the file", warm, 500.0, compared="ours"),
         Benchmark("pause", "event-loop pause, p99.9", "the same clock, store idle", pause, 10.0, compared="ours"),
     )
 }

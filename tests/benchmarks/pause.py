@@ -31,8 +31,8 @@ async def pause(workspace: Workspace, sizes: Sizes) -> Measured:
         gc.collect()
         gc.freeze()
         try:
-            idle = await _lateness(None, sizes.ticks)
-            late = {name: await _lateness(work, sizes.ticks) for name, work in works.items()}
+            idle = await lateness(None, sizes.ticks)
+            late = {name: await lateness(work, sizes.ticks) for name, work in works.items()}
         finally:
             gc.unfreeze()
     worst = {name: _p999(samples) for name, samples in late.items()}
@@ -96,7 +96,7 @@ def _import_work(store: MemoryStore, count: int) -> Work:
     return work
 
 
-async def _lateness(work: Work | None, ticks: int) -> list[float]:
+async def lateness(work: Work | None, ticks: int) -> list[float]:
     """Return by how many seconds each tick was late while the work was repeated."""
     samples: list[float] = []
     worker = asyncio.create_task(_repeat(work)) if work is not None else None

@@ -14,7 +14,6 @@ from typing import Any
 
 from memory_store import Embedding, Episode, MemoryStore, MemoryStoreError, Parts, Pattern, SpatiotemporalEntry, Step
 from memory_store.cache.snapshot import Snapshot
-from memory_store.codec import ENTRY_PREFIX_BYTES, entry_as_of
 from memory_store.errors import CacheError
 from memory_store.records import RECORDS
 from tests.fault.support import Parent, database, fields, plain_rows
@@ -80,14 +79,15 @@ def flipped(sound: bytes, place: int, bit: int) -> bytes:
 
 
 def saved_entries(folder: Path) -> set[tuple[Any, ...]]:
-    """Return what the reader of saved caches believes, without the deadlines; nothing where it refuses the file."""
+    """Return what the reader of saved caches believes, deadlines included; nothing where it refuses the file."""
     believed = set()
     try:
         with Snapshot(str(folder)) as snapshot:
-            for batch in snapshot.batches():
-                for saved in batch:
-                    body = saved.entry[ENTRY_PREFIX_BYTES:]
-                    believed.add((saved.kind, saved.namespace, saved.id, entry_as_of(saved.entry), body))
+            spaces = snapshot.header.spaces
+            for keys, entries in snapshot.batches():
+                for key, entry in zip(keys, entries, strict=True):
+                    number, _, id_ = key.partition("/")
+                    believed.add((*spaces[int(number, 16)], id_, entry))
     except CacheError:
         pass
     return believed

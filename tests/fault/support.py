@@ -22,10 +22,12 @@ from sqlalchemy import JSON, Boolean, Column
 from memory_store import Episode, MemoryStore
 from memory_store.clock import from_us
 from memory_store.durable.changes import CHANGES
+from memory_store.durable.log import STORE
 from memory_store.records import RECORDS, RecordSpec
 from memory_store.records.columns import UtcDateTime
 
 NOBODY = 65534
+_ABOUT_THE_STORE = ("upgrade", "restore", "repair", "barrier")
 PATIENCE_S = 60.0
 
 # One server process that has imported everything forks each child: a child is there in milliseconds, and none of them
@@ -101,6 +103,13 @@ class Parent:
     def send(self, message: Any) -> None:
         """Send a message; on return it is in the pipe, whatever happens to this process."""
         self._connection.send(("sent", message))
+
+    def was_told(self, message: Any) -> bool:
+        """Return whether the parent has sent this message."""
+        if not self._connection.poll(0):
+            return False
+        assert self._connection.recv() == message
+        return True
 
     def wait_for(self, message: Any) -> None:
         """Wait until the parent sends this message."""
@@ -179,9 +188,10 @@ def integrity_problems(path: Path) -> list[Any]:
 def log_problems(path: Path) -> list[str]:
     """Replay the change log from its start; return every gap, and everything in which it and the tables disagree."""
     with database(path) as connection:
-        [(head,)] = connection.execute("SELECT position FROM head")
+        [(head, nonce, writing)] = connection.execute("SELECT position, nonce, writing FROM head")
         columns = "position, idx, kind, namespace, key, parent, operation, revision"
         log = connection.execute(f"SELECT {columns} FROM {CHANGES.name} ORDER BY position, idx").fetchall()
+        nonces = connection.execute(f"SELECT DISTINCT position, nonce FROM {CHANGES.name} ORDER BY position").fetchall()
         stored = {
             (kind, *row[:2]): row[2]
             for kind, spec in RECORDS.items()
@@ -191,6 +201,10 @@ def log_problems(path: Path) -> list[str]:
     positions = list(dict.fromkeys(row[0] for row in log))
     if positions != list(range(1, head + 1)):
         problems.append(f"positions are not 1 to {head}: {positions[-5:]}")
+    if writing:
+        problems.append("the log is claimed, so the triggers would be silent")
+    if [position for position, _ in nonces] != positions or nonces[-1:] != [(head, nonce)]:
+        problems.append(f"nonces are not one a position, the last of them the head's: {nonces[-5:]}")
     for position, group in itertools.groupby(log, key=lambda row: row[0]):
         numbers = [row[1] for row in group]
         if numbers != list(range(len(numbers))):
@@ -207,6 +221,10 @@ def _replay(log: list[Any]) -> tuple[dict[Any, int], list[str]]:
     parents: dict[Any, str | None] = {}
     problems = []
     for position, _, kind, namespace, key, parent, operation, revision in log:
+        if kind == STORE:  # about the database as a whole: no record
+            if (namespace, key, parent, revision) != ("", None, None, None) or operation not in _ABOUT_THE_STORE:
+                problems.append(f"position {position}: {operation} of a store that names {(namespace, key, parent)}")
+            continue
         record = (kind, namespace, key)
         known = revisions.get(record)
         if operation == "move":

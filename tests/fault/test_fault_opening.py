@@ -14,6 +14,7 @@ from memory_store import (
     MemoryStore,
     SchemaMismatchError,
 )
+from memory_store.durable.schema import HEAD_REVISION
 from tests.fault.support import (
     Child,
     Parent,
@@ -163,7 +164,7 @@ async def test_a_newer_database_is_refused_and_byte_identical(migrate: str, tmp_
         connection.execute("UPDATE alembic_version SET version_num = '9999_future'")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     before = path.read_bytes()
-    with pytest.raises(SchemaMismatchError, match=r"9999_future.*0001.*newer") as raised:
+    with pytest.raises(SchemaMismatchError, match=f"9999_future.*{HEAD_REVISION}.*newer") as raised:
         await MemoryStore(f"sqlite:///{path}", migrate=migrate).open()
     assert raised.value.found == "9999_future"
     assert path.read_bytes() == before

@@ -220,7 +220,7 @@ async def test_a_restored_older_copy_is_not_served_from_the_newer_cache(saved: S
     async with MemoryStore(saved.url) as store:
         await store.episodes.update("e1", status="completed")
     shutil.copy(backup, saved.path)
-    assert "changed" in (await reopened(saved)).reason
+    assert "taken back to an earlier state" in (await reopened(saved)).reason
 
 
 async def test_another_history_of_the_same_length_is_not_served_from_the_cache(saved: Saved, tmp_path: Path) -> None:
@@ -233,7 +233,23 @@ async def test_another_history_of_the_same_length_is_not_served_from_the_cache(s
         await store.episodes.update("e1", status="failed", domain="second history")
         values = await everything(store)
     shutil.copy(copy, saved.path)
-    assert "changed" in (await reopened(saved._replace(values=values))).reason
+    assert "has another past" in (await reopened(saved._replace(values=values))).reason
+
+
+async def test_a_history_that_went_on_past_the_saved_one_is_not_served_from_the_cache(
+    saved: Saved, tmp_path: Path
+) -> None:
+    """The backup goes on further than the cache: its position is no reason to refuse it, only the past below it."""
+    copy = tmp_path / "copy.db"
+    shutil.copy(saved.path, copy)
+    async with MemoryStore(saved.url) as store:
+        await store.episodes.update("e1", status="completed", domain="first history")
+    async with MemoryStore(f"sqlite:///{copy}") as store:
+        for round_ in range(5):
+            await store.episodes.update("e1", status="failed", domain=f"second history {round_}")
+        values = await everything(store)
+    shutil.copy(copy, saved.path)
+    assert "has another past" in (await reopened(saved._replace(values=values))).reason
 
 
 async def test_a_change_by_a_store_with_another_cache_is_seen(saved: Saved) -> None:
@@ -242,7 +258,12 @@ async def test_a_change_by_a_store_with_another_cache_is_seen(saved: Saved) -> N
         await store.steps.append("e2", Step(action="more"))
         await store.episodes.delete("e3")
         values = await everything(store)
-    assert "changed" in (await reopened(saved._replace(values=values))).reason
+    async with MemoryStore(saved.url) as store:
+        await store.cache.wait()
+        # Gone are e1, the steps of e2, and e3 with its three kinds of parts; nothing else is.
+        assert store.stats().entries == 5 * len(EPISODES) - 6
+    saved.file.write_bytes(saved.sound)
+    assert (await reopened(saved._replace(values=values))).reason == "", "only what changed is dropped"
 
 
 async def test_a_new_database_under_the_old_cache_serves_nothing_of_the_old_one(saved: Saved) -> None:

@@ -18,7 +18,8 @@ from memory_store.durable import examine, schema
 
 REPOSITORY = Path(__file__).parents[2]
 OLD = schema.HEAD_REVISION
-NEXT = "0002_test"
+NEXT = "next_test"
+SCRIPT = f"9999_01_01_{NEXT}.py"
 
 ADDS_A_COLUMN = "    op.add_column('episodes', sa.Column('added', sa.Text(), server_default='filled in'))"
 FAILS_HALFWAY = ADDS_A_COLUMN + "\n    op.execute('DELETE FROM steps')\n    op.execute('SELECT no_such_function()')"
@@ -29,6 +30,7 @@ def script(upgrade: str) -> str:
     return f'''"""a test"""
 
 import sys
+from contextlib import contextmanager
 
 import sqlalchemy as sa
 from alembic import op
@@ -37,12 +39,23 @@ revision = "{NEXT}"
 down_revision = "{OLD}"
 
 
+@contextmanager
+def rebuilt(table):
+    """SQLite drops the triggers of a table with it, so whoever makes a table anew makes them again."""
+    sql = "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?"
+    triggers = op.get_bind().exec_driver_sql(sql, (table,)).fetchall()
+    with op.batch_alter_table(table) as batch:
+        yield batch
+    for (statement,) in triggers:
+        op.get_bind().exec_driver_sql(statement)
+
+
 def upgrade():
 {upgrade}
 
 
 def downgrade():
-    with op.batch_alter_table("episodes") as batch:
+    with rebuilt("episodes") as batch:
         batch.drop_column("added")
 '''
 
@@ -55,7 +68,7 @@ def extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
         folder = tmp_path / "migrations"
         if not folder.exists():
             shutil.copytree(schema.migrations_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "versions" / "9999_01_01_0002_test.py").write_text(script(upgrade))
+        (folder / "versions" / SCRIPT).write_text(script(upgrade))
         monkeypatch.setattr(schema, "migrations_folder", lambda: folder)
         for module in (schema, keeper, examine):
             monkeypatch.setattr(module, "HEAD_REVISION", NEXT)

@@ -20,12 +20,21 @@ from tests.migration.conftest import REPOSITORY, dump, query
 from tests.unit.samples import make_episode, make_step
 
 Alembic = Callable[..., subprocess.CompletedProcess[str]]
-TABLES = {"alembic_version", "changes", "head", *(spec.table.name for spec in RECORDS.values())}
+TABLES = {"alembic_version", "changes", "head", "idempotency", *(spec.table.name for spec in RECORDS.values())}
+
+TRIGGERS = {
+    f"log_{spec.table.name}_{event}" for spec in RECORDS.values() for event in ("insert", "delete", "move", "update")
+}
 
 
 def tables(path: str) -> set[str]:
     """The tables of a database file."""
     return {name for (name,) in query(path, "SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def triggers(path: str) -> set[str]:
+    """The triggers of a database file."""
+    return {name for (name,) in query(path, "SELECT name FROM sqlite_master WHERE type = 'trigger'")}
 
 
 def described(engine: Engine) -> dict[str, Any]:
@@ -61,9 +70,14 @@ async def test_opening_an_empty_database_creates_it(path: str) -> None:
         assert await store.episodes.count() == 0
     assert tables(path) == TABLES
     assert schema.current_revision(path) == schema.HEAD_REVISION
-    [(shard, position, nonce, store_id, epoch)] = query(path, "SELECT * FROM head")
-    assert (shard, position, nonce, epoch) == (0, 0, 0, 1)
+    [(shard, position, nonce, store_id, epoch, writing)] = query(path, "SELECT * FROM head")
+    # Making the tables was an upgrade as every other: a commit of its own, and a new epoch.
+    assert (shard, position, epoch, writing) == (0, 1, 2, 0)
+    assert nonce > 0
     assert len(store_id) == 32
+    columns = "position, idx, kind, namespace, key, parent, operation, nonce"
+    assert query(path, f"SELECT {columns} FROM changes") == [(1, 0, "store", "", None, None, "upgrade", nonce)]
+    assert triggers(path) == TRIGGERS
     assert query(path, "PRAGMA journal_mode") == [("wal",)]
 
 
@@ -89,12 +103,18 @@ def test_alembic_goes_up_down_and_up_again(path: str, alembic: Alembic, tmp_path
     assert schema.HEAD_REVISION in alembic("current").stdout
     alembic("downgrade", "base")
     assert tables(path) == {"alembic_version"}
+    assert triggers(path) == set()
     assert schema.current_revision(path) is None
     alembic("upgrade", "head")
     other = str(tmp_path / "other.db")
     schema.upgrade(Target(other, False, {}), 30.0)
-    ours, theirs = ([line for line in dump(one) if 'INTO "head"' not in line] for one in (path, other))
+    own = ('INTO "head"', 'INTO "changes"')  # with random numbers and the time
+    ours, theirs = ([line for line in dump(one) if not any(name in line for name in own)] for one in (path, other))
     assert ours == theirs, "by alembic and by the library: the same"
+    for one in (path, other):
+        assert query(one, "SELECT position, epoch FROM head") == [(1, 2)]
+        assert query(one, "SELECT position, kind, operation FROM changes") == [(1, "store", "upgrade")]
+        assert triggers(one) == TRIGGERS
     assert "No new upgrade operations detected" in alembic("check").stdout
 
 
@@ -170,7 +190,9 @@ def test_several_processes_open_an_empty_file_at_once(path: str) -> None:
     for child in children:
         _, errors = child.communicate(timeout=60)
         assert child.returncode == 0, errors
-    assert query(path, "SELECT (SELECT count(*) FROM episodes), (SELECT position FROM head)") == [(3, 3)]
+    # One of them made the tables, which is a commit of its own; then each wrote once.
+    assert query(path, "SELECT (SELECT count(*) FROM episodes), (SELECT position FROM head)") == [(3, 4)]
+    assert query(path, "SELECT kind FROM changes ORDER BY position") == [("store",)] + [("episode",)] * 3
 
 
 @pytest.mark.parametrize("migrate", ["auto", "check"])
@@ -186,6 +208,7 @@ async def test_another_programs_database_is_refused_untouched(migrate: str, path
 
 
 async def test_check_refuses_an_empty_database(path: str) -> None:
-    with pytest.raises(SchemaMismatchError, match="the database is empty, this library needs 0001: run `memory-store"):
+    message = f"the database is empty, this library needs {schema.HEAD_REVISION}: run `memory-store"
+    with pytest.raises(SchemaMismatchError, match=message):
         await MemoryStore(f"sqlite:///{path}", migrate="check").open()
     assert not Path(path).exists()

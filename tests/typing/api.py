@@ -9,18 +9,21 @@ from typing import Any, assert_type
 from memory_store import (
     CacheStatus,
     Collection,
+    CommitUnknownError,
     ConflictError,
     Embedding,
     Episode,
     EpisodeStatus,
     InvalidRecordError,
     Limits,
+    LoggedChange,
     MemoryStore,
     Namespace,
     Page,
     Parts,
     Pattern,
     PatternType,
+    PositionLostError,
     SchemaMismatchError,
     SpatiotemporalEntry,
     Step,
@@ -46,6 +49,28 @@ async def opening() -> None:
     assert_type(await store.close(), None)
 
 
+async def coherence(store: MemoryStore, unknown: CommitUnknownError) -> None:
+    MemoryStore("sqlite:///agent.db", freshness="linearizable")
+    MemoryStore("sqlite:///agent.db", freshness="bounded", staleness_s=0.5)
+    assert_type(store.position, int)
+    assert_type(await store.resolve(unknown.token), bool)
+    assert_type(store.follow(), AsyncIterator[LoggedChange])
+    assert_type(store.namespace("other").follow(after="start"), AsyncIterator[LoggedChange])
+    assert_type(store.follow_all(after="end"), AsyncIterator[LoggedChange])
+    async for change in store.follow():
+        assert_type(change.cursor, str)
+        assert_type(change.position, int)
+        assert_type(change.kind, str)
+        assert_type(change.namespace, str)
+        assert_type(change.key, str | None)
+        assert_type(change.parent, str | None)
+        assert_type(change.operation, str)
+        assert_type(change.revision, int | None)
+        assert_type(change.actor, str)
+        assert_type(change.at, datetime)
+        store.follow(after=change.cursor)
+
+
 async def collections(store: MemoryStore, inside: Namespace) -> None:
     for at in (store, inside):
         assert_type(at.episodes, Collection[Episode])
@@ -60,10 +85,15 @@ async def verbs(store: MemoryStore) -> None:
     episodes = store.episodes
     episode = Episode(task_type=TaskType.DEBUGGING, domain="web", context={"goal": "x"}, status=EpisodeStatus.ACTIVE)
     assert_type(await episodes.put(episode), Episode)
+    assert_type(await episodes.put(episode, idempotency_key="run 7, goal"), Episode)
+    assert_type(episode.position, int | None)
     assert_type(await episodes.put_many([episode]), list[Episode])
     assert_type(await episodes.put_many(item for item in [episode]), list[Episode])
     assert_type(await episodes.get("x"), Episode | None)
+    assert_type(await episodes.get("x", freshness="linearizable"), Episode | None)
+    assert_type(await episodes.get("x", freshness="bounded", at_least=episode.position or 0), Episode | None)
     assert_type(await episodes.get_many(["x"]), list[Episode | None])
+    assert_type(await episodes.get_many(["x"], freshness="linearizable", at_least=7), list[Episode | None])
     assert_type(await episodes.update("x", expected_revision=1, status="completed"), Episode)
     assert_type(await episodes.delete("x"), bool)
     assert_type(await episodes.delete("x", expected_revision=2), bool)
@@ -76,6 +106,7 @@ async def verbs(store: MemoryStore) -> None:
     async for item in episodes.stream():
         assert_type(item, Episode)
     assert_type(await episodes.count(), int)
+    assert_type(await episodes.count(freshness="linearizable"), int)
     assert_type(await episodes.count(Episode.c.context["goal"].as_string() == "x"), int)
 
 
@@ -84,7 +115,10 @@ async def parts(store: MemoryStore) -> None:
     assert_type(await store.steps.append("e", step), list[Step])
     assert_type(await store.steps.append("e", [step, step]), list[Step])
     assert_type(await store.steps.of("e"), list[Step])
+    assert_type(await store.steps.of("e", freshness="linearizable", at_least=7), list[Step])
     assert_type(await store.steps.get("s"), Step | None)
+    assert_type(await store.steps.get("s", freshness="linearizable", at_least=7), Step | None)
+    assert_type(await store.steps.get_many(["s"], at_least=7), list[Step | None])
     assert_type(await store.embeddings.of("e"), list[Embedding])
     assert_type(await store.spatiotemporal.of("e"), list[SpatiotemporalEntry])
 
@@ -94,6 +128,7 @@ async def transactions(store: MemoryStore) -> None:
         assert_type(tx, Transaction)
         assert_type(await tx.episodes.get("x"), Episode | None)
         assert_type(await tx.steps.of("x"), list[Step])
+    assert_type(tx.position, int | None)
 
 
 def records(episode: Episode, step: Step, pattern: Pattern, embedding: Embedding, place: SpatiotemporalEntry) -> None:
@@ -114,10 +149,19 @@ def records(episode: Episode, step: Step, pattern: Pattern, embedding: Embedding
     assert_type(Episode.kind, str)
 
 
-def errors(conflict: ConflictError, invalid: InvalidRecordError, mismatch: SchemaMismatchError) -> None:
+def errors(
+    conflict: ConflictError,
+    invalid: InvalidRecordError,
+    mismatch: SchemaMismatchError,
+    unknown: CommitUnknownError,
+    lost: PositionLostError,
+) -> None:
     assert_type(conflict.expected, int | None)
     assert_type(invalid.field, str | None)
     assert_type(invalid.limit, int | None)
     assert_type(mismatch.found, str | None)
     assert_type(mismatch.retryable, bool)
     assert_type(conflict.key, str | None)
+    assert_type(unknown.token, str)
+    assert_type(lost.position, int)
+    assert_type(lost.head, int)

@@ -8,14 +8,17 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from memory_store.durable import schema
+from memory_store.durable.changes import HeadState
 from memory_store.durable.dialects.sqlite import connection_pragmas
 from memory_store.durable.engine import Target, make_engine
 from memory_store.durable.lane import Lane
+from memory_store.durable.log import Commit, Run, read_head
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +51,38 @@ async def lane(path: str) -> AsyncIterator[Lane]:
     yield opened
     await opened.close()
     await engine.dispose()
+
+
+@dataclass
+class Ears:
+    """A listener that stands where the log is, and keeps what it is told."""
+
+    head: HeadState
+    commits: list[Commit] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    doubts: int = 0
+
+    def deliver(self, run: Run) -> None:
+        """Keep what a lane saw of others' commits."""
+        self.runs.append(run)
+        self.head = max(self.head, run.head)
+
+    def publish(self, commit: Commit) -> None:
+        """Keep a commit, behind what was committed before it."""
+        if commit.before is not None:
+            self.deliver(commit.before)
+        self.commits.append(commit)
+        self.head = commit.head
+
+    def doubt(self) -> None:
+        """Count the commits whose outcome is unknown."""
+        self.doubts += 1
+
+
+@pytest.fixture
+def ears(connection: sqlite3.Connection) -> Ears:
+    """A listener at the newest commit of the test's own database."""
+    return Ears(read_head(connection))
 
 
 class Blocker:

@@ -7,35 +7,36 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from cachetools import LRUCache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_store.cache.entries import Space
-from memory_store.cache.tier import ENTRY_OVERHEAD_BYTES, CacheTier
+from memory_store.cache.entries import Entries, Space
+from memory_store.cache.shelf import ENTRY_OVERHEAD_BYTES
+from memory_store.cache.tier import CacheTier
+from memory_store.clock import boot_s
 from memory_store.codec import entry_expiry, make_entry, pack_row
-from memory_store.durable.changes import Change, Commit
+from memory_store.durable.changes import Change
+from memory_store.durable.log import Commit, Logged
 from memory_store.records import RECORDS, QueryResult
 
 LARGE = 1 << 30
 
 
 class Clock:
-    """A monotonic clock that stands still until it is moved."""
+    """A boot clock that stands still until it is moved."""
 
     def __init__(self) -> None:
         self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     made = Clock()
-    monkeypatch.setattr(time, "monotonic", made)
+    monkeypatch.setattr(time, "clock_gettime", lambda _: made.now)
     yield made
     monkeypatch.undo()
 
@@ -44,6 +45,16 @@ def put(tier: CacheTier, space: Space, id_: str, size: int = 10) -> None:
     """Fill one entry of about this size."""
     with tier.fence() as fence:
         assert tier.fill(space, id_, [pack_row([id_, 1, "x" * size])], tier.position, fence)
+
+
+def read(tier: CacheTier, space: Space, id_: str) -> list[Any] | None:
+    """Read an entry now."""
+    return tier.read(space, id_, boot_s())
+
+
+def publish(tier: CacheTier, *changes: Change) -> None:
+    """Publish the next commit of this process."""
+    tier.publish(Commit(tier.position + 1, 1, changes, tier.head))
 
 
 def real_bytes(tier: CacheTier) -> int:
@@ -63,18 +74,32 @@ def test_cachetools_has_what_the_entries_reach_into() -> None:
     assert cache.popitem() == ("b", 1)
 
 
+def test_cachetools_takes_many_as_the_entries_put_them() -> None:
+    fast, slow = Entries(), Entries()
+    slow["z"] = fast["z"] = b"z"
+    fast.put_new(list("abc"), [b"0", b"1", b"2"])
+    for key, value in zip("abc", [b"0", b"1", b"2"], strict=True):
+        slow[key] = value
+    assert vars(fast) == vars(slow)
+    for entries in (fast, slow):
+        assert entries["a"] == b"0"
+        assert entries.popitem() == ("z", b"z")
+        del entries["c"]
+    assert (fast.oldest_first(), vars(fast)) == (slow.oldest_first(), vars(slow))
+
+
 def test_an_expired_entry_is_never_served(clock: Clock) -> None:
     tier = CacheTier(LARGE, {"episode": 10})
     space = tier.space("episode", "n")
     put(tier, space, "x")
     clock.now += 9.999
-    assert tier.read(space, "x") is not None
+    assert read(tier, space, "x") is not None
     clock.now += 0.001
-    assert tier.read(space, "x") is None
+    assert read(tier, space, "x") is None
     counters = space.counters
     assert (counters.hits, counters.misses, counters.expiries) == (1, 1, 1)
     assert (len(tier), tier.used_bytes) == (0, 0)
-    assert tier.read(space, "x") is None
+    assert read(tier, space, "x") is None
     assert (counters.misses, counters.expiries) == (2, 1)
 
 
@@ -94,9 +119,9 @@ def test_a_read_does_not_lengthen_a_life(clock: Clock) -> None:
     put(tier, space, "x")
     for _ in range(9):
         clock.now += 1
-        assert tier.read(space, "x") is not None
+        assert read(tier, space, "x") is not None
     clock.now += 1
-    assert tier.read(space, "x") is None
+    assert read(tier, space, "x") is None
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -106,9 +131,9 @@ def test_the_least_recently_used_goes_first() -> None:
     space = tier.space("episode", "n")
     for id_ in "abc":
         put(tier, space, id_)
-    assert tier.read(space, "a") is not None
+    assert read(tier, space, "a") is not None
     put(tier, space, "d")
-    assert [tier.read(space, id_) is not None for id_ in "abcd"] == [True, False, True, True]
+    assert [read(tier, space, id_) is not None for id_ in "abcd"] == [True, False, True, True]
     assert space.counters.evictions == 1
     put(tier, space, "e")  # "a" was read first of those that are left
     assert [tier.space_of(key)[1] for key in tier.keys()] == ["c", "d", "e"]  # noqa: SIM118 - not a dict
@@ -126,22 +151,22 @@ def test_an_entry_larger_than_the_budget_is_not_kept() -> None:
     space = tier.space("episode", "n")
     put(tier, space, "small")
     put(tier, space, "large", 5000)
-    assert tier.read(space, "large") is None
-    assert tier.read(space, "small") is not None, "it pushed nothing out"
+    assert read(tier, space, "large") is None
+    assert read(tier, space, "small") is not None, "it pushed nothing out"
     put(tier, space, "small", 5000)
-    assert tier.read(space, "small") is None, "the old value must not stay in its place"
+    assert read(tier, space, "small") is None, "the old value must not stay in its place"
     assert (len(tier), tier.used_bytes) == (0, 0)
 
 
 def test_no_budget_caches_nothing() -> None:
     tier = CacheTier(0, {})
     put(tier, tier.space("episode", "n"), "x")
-    tier.publish(Commit(1, 1, [Change("episode", "n", "x", None, "insert", 1, pack_row(["x", 1]))]))
+    publish(tier, Change("episode", "n", "x", None, "insert", 1, pack_row(["x", 1])))
     assert (len(tier), tier.used_bytes) == (0, 0)
 
 
 actions = st.tuples(
-    st.sampled_from(["fill", "publish", "delete", "append", "read", "adopt", "result", "gap", "clear"]),
+    st.sampled_from(["fill", "publish", "delete", "append", "read", "adopt", "adopt many", "result", "theirs", "restart", "clear"]),
     st.integers(0, 12),
     st.sampled_from([0, 10, 300, 1500, 9000]),
 )
@@ -155,24 +180,35 @@ def test_the_budget_is_never_exceeded_and_the_books_are_right(budget: int, done:
     for action, number, size in done:
         id_ = f"id{number}"
         body = pack_row([id_, 1, "x" * size])
-        position = tier.position + (2 if action == "gap" else 1)
+        new, entry = [f"new{number}", f"new{number + 1}"], make_entry(boot_s() + 60, tier.position, [body])
         match action:
             case "fill":
                 put(tier, episodes, id_, size)
-            case "publish" | "gap":
-                tier.publish(Commit(position, 1, [Change("episode", "n", id_, None, "update", 1, body)]))
+            case "publish":
+                publish(tier, Change("episode", "n", id_, None, "update", 1, body))
             case "delete":
-                tier.publish(Commit(position, 1, [Change("episode", "n", id_, None, "delete", 1)]))
+                publish(tier, Change("episode", "n", id_, None, "delete", 1))
             case "append":
-                tier.publish(Commit(position, 1, [Change("step", "n", "s", id_, "insert", 1, body, number % 2 == 0)]))
+                publish(tier, Change("step", "n", "s", id_, "insert", 1, body, number % 2 == 0))
             case "read":
-                tier.read(episodes, id_)
-                tier.read(steps, id_)
+                read(tier, episodes, id_)
+                read(tier, steps, id_)
             case "adopt":
                 with tier.fence() as fence:
-                    tier.adopt(episodes, id_, make_entry(time.monotonic() + 60, tier.position, [body]), fence)
+                    tier.adopt(episodes, id_, entry, fence)
+            case "adopt many":
+                with tier.fence() as fence:
+                    tier.adopt_many([episodes.prefix + one for one in new], [entry, entry], fence)
             case "result":
                 tier.put_result(episodes, QueryResult(id=id_, ids=("x" * size,)), tier.position)
+            case "theirs":
+                head = tier.head._replace(position=tier.position + 1)
+                # Every third time all of the kind.
+                key = None if number % 3 == 0 else id_
+                tier.apply([Logged(head.position, 1, "episode", "n", key, None)], head)
+            case "restart":
+                # Forward, or back to where the database was before.
+                tier.restart(tier.head._replace(position=max(0, tier.position + number - 6), nonce=number))
             case "clear":
                 tier.clear()
         assert tier.used_bytes == real_bytes(tier)
@@ -210,13 +246,35 @@ def test_adopted_entries_never_push_out_what_is_there() -> None:
     tier = CacheTier(2 * probe.used_bytes, {})
     space = tier.space("episode", "n")
     put(tier, space, "a")
-    entry = make_entry(time.monotonic() + 60, 0, [pack_row(["x", 1, "x" * 10])])
+    entry = make_entry(boot_s() + 60, 0, [pack_row(["x", 1, "x" * 10])])
     with tier.fence() as fence:
         assert not tier.adopt(space, "a", entry, fence), "the key is in use"
         assert tier.adopt(space, "b", entry, fence)
         assert not tier.adopt(space, "c", entry, fence), "there is no room"
         assert not tier.fill_if_room(space, "d", [pack_row(["x", 1, "x" * 10])], 0, fence)
     assert (len(tier), space.counters.evictions) == (2, 0)
+
+
+def test_many_are_adopted_as_one_by_one() -> None:
+    tier, slow = CacheTier(LARGE, {}), CacheTier(LARGE, {})
+    entries = [make_entry(boot_s() + 60, 0, [pack_row([f"id{number}", 1])]) for number in range(5)]
+    for made in (tier, slow):
+        space = made.space("episode", "n")
+        with made.fence() as fence:
+            if made is slow:
+                publish(made, Change("episode", "n", "elsewhere", None, "delete", 1))
+                made.clear()
+            made.adopt_many([f"{space.prefix}id{number}" for number in range(5)], entries, fence)
+    assert tier.keys() == slow.keys()
+    assert (len(tier), tier.used_bytes) == (5, real_bytes(tier)) == (len(slow), slow.used_bytes)
+    put(tier, tier.space("episode", "n"), "id2")
+    assert [tier.space_of(key)[1] for key in tier.keys()] == ["id0", "id1", "id3", "id4", "id2"]  # noqa: SIM118
+    with tier.fence() as fence:
+        publish(tier, Change("episode", "n", "x", None, "update", 1, pack_row(["x", 1])))
+        before = tier._entries.peek("0/x")
+        tier.adopt_many(["0/x", "0/y"], entries[:2], fence)
+        assert tier._entries.peek("0/x") == before, "it has changed since"
+        assert tier._entries.peek("0/y") == entries[1]
 
 
 def test_refreshing_makes_entries_recently_used() -> None:
@@ -239,13 +297,21 @@ def test_spaces_keep_kinds_and_namespaces_apart() -> None:
     for space in spaces:
         assert tier.space(space.kind, space.namespace) is space
         assert tier.space_of(space.prefix + "/x/") == (space, "/x/")
-        assert tier.read(space, "/x/") is not None
+        assert read(tier, space, "/x/") is not None
 
 
-def test_query_results_are_not_saved() -> None:
+def test_what_is_saved_is_the_past_and_nothing_newer() -> None:
     tier = CacheTier(LARGE, {})
     space = tier.space("episode", "n")
     put(tier, space, "x")
-    tier.put_result(space, QueryResult(id="q", total=1), 0)
-    assert [(found.kind, id_) for found, id_, _ in tier.entries(tier.keys(), tier.position)] == [("episode", "x")]
-    assert tier.entries(["0/gone"], tier.position) == []
+    head = tier.head
+    publish(tier, Change("episode", "n", "y", None, "insert", 1, pack_row(["y", 1])))
+    names = [space.prefix + id_ for id_ in "xy"]
+    assert tier.keys() == names
+    assert tier.entries(tier.keys(), head.position, is_now=False)[0] == names[:1]
+    assert tier.entries(tier.keys(), tier.position, is_now=True)[0] == names
+    assert tier.entries(["0/gone", *names], tier.position, is_now=True)[0] == names
+    assert tier.entries(["0/gone"], tier.position, is_now=True) == ([], [])
+    tier.restart(tier.head._replace(position=9))
+    put(tier, space, "z")
+    assert tier.entries(tier.keys(), tier.position, is_now=True)[0] == [space.prefix + "z"]

@@ -19,6 +19,8 @@ from memory_store.durable.engine import parse_url
 # For each setting: text as the environment or a URL has it, its value, and two others of the right form.
 FORMS: dict[str, tuple[str, Any, str, Any, Any]] = {
     "migrate": ("check", "check", "check", "check", "auto"),
+    "freshness": ("linearizable", "linearizable", "linearizable", "linearizable", "bounded"),
+    "staleness_s": ("0.5", 0.5, "0", 0.0, 3.0),
     "timeout_s": ("1.5", 1.5, "2", 2.0, 3.0),
     "transaction_timeout_s": ("1.5", 1.5, "2", 2.0, 3.0),
     "cache_max_bytes": ("1000", 1000, "2000", 2000, 3000),
@@ -28,6 +30,7 @@ FORMS: dict[str, tuple[str, Any, str, Any, Any]] = {
     "ttl_s": ('{"step": 60}', {"step": 60}, '{"step": 61.5}', {"step": 61.5}, {"step": 62}),
     "limits": ('{"key_bytes": 8}', Limits(key_bytes=8), '{"key_bytes": 9}', Limits(key_bytes=9), Limits(key_bytes=10)),
     "actor": ("a", "a", "b", "b", "c"),
+    "telemetry": ("true", True, "Off", False, True),
 }
 
 
@@ -61,6 +64,11 @@ def test_a_url_carries_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "value", "message"),
     [
         ("migrate", "never", r'migrate must be "auto" or "check", got \'never\''),
+        ("freshness", "eventual", r'freshness must be "bounded" or "linearizable", got \'eventual\''),
+        ("freshness", None, 'freshness must be "bounded" or "linearizable", got None'),
+        ("staleness_s", -0.01, "staleness_s must be at least 0, got -0.01"),
+        ("staleness_s", float("inf"), "staleness_s must be a finite number, got inf"),
+        ("staleness_s", "0.05", "staleness_s must be a finite number, got '0.05'"),
         ("timeout_s", 0, "timeout_s must be greater than 0, got 0"),
         ("timeout_s", -1, "timeout_s must be greater than 0, got -1"),
         ("timeout_s", float("inf"), "timeout_s must be a finite number, got inf"),
@@ -75,6 +83,8 @@ def test_a_url_carries_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ttl_s", {"step": "1"}, r"ttl_s\['step'\] must be a finite number, got '1'"),
         ("limits", {"key_bytes": 8}, "limits must be a memory_store.Limits, got dict"),
         ("cache_version", "ü" * 129, "cache_version must be text of at most 256 bytes"),
+        ("telemetry", 1, "telemetry must be True or False, got 1"),
+        ("telemetry", "true", "telemetry must be True or False, got 'true'"),
         ("actor", 5, "actor must be text of at most 256 bytes, got 5"),
     ],
 )
@@ -87,6 +97,9 @@ def test_a_bad_value_is_named(name: str, value: Any, message: str) -> None:
     ("name", "text"),
     [
         ("timeout_s", "soon"),
+        ("staleness_s", "50ms"),
+        ("telemetry", "maybe"),
+        ("telemetry", ""),
         ("cache_max_bytes", "1.5"),
         ("cache_max_bytes", ""),
         ("ttl_s", "60"),
@@ -106,9 +119,9 @@ def test_text_of_a_wrong_form_says_where_it_came_from(name: str, text: str, monk
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="unknown URL parameter 'timeout'; known: migrate, timeout_s"):
+    with pytest.raises(ConfigurationError, match="unknown URL parameter 'timeout'; known: migrate, freshness, staleness_s, timeout_s"):
         MemoryStore("sqlite:///agent.db?timeout=5")
-    with pytest.raises(TypeError, match="unknown setting 'timeout'; known: migrate, timeout_s"):
+    with pytest.raises(TypeError, match="unknown setting 'timeout'; known: migrate, freshness, staleness_s, timeout_s"):
         MemoryStore("sqlite:///agent.db", timeout=5)
     with pytest.raises(ConfigurationError, match="ttl_s names unknown kind 'stepp'; known: episode, step"):
         MemoryStore("sqlite:///agent.db", ttl_s={"stepp": 5})

@@ -84,28 +84,116 @@ def test_the_version_key_depends_on_all_its_parts(monkeypatch: pytest.MonkeyPatc
     assert version_key("") != plain
 
 
-async def test_a_database_changed_by_somebody_else_rebuilds(filled: str, tmp_path: Path) -> None:
-    saved = (tmp_path / "agent.db.cache" / FILE_NAME).read_bytes()
+async def test_only_what_somebody_else_changed_is_dropped(filled: str) -> None:
+    """The other one keeps no cache of its own here, so the saved one is what it was before the changes."""
     async with MemoryStore(filled, namespace="n", cache_path="") as other:
-        await other.episodes.update("e0", domain="changed")
-    (tmp_path / "agent.db.cache" / FILE_NAME).write_bytes(saved)
-    await expect_rebuild(filled, "the database has changed since the cache was saved")
+        changed = await other.episodes.update("e0", domain="changed")
+        await other.episodes.delete("e1")
+        await other.steps.append("e2", make_step(""))
+        await other.episodes.put(make_episode(id="new"))
+        await other.namespace("another").episodes.put(make_episode(id="e3"))
+    store, status = await opened(filled)
+    # Of 21 entries gone: e0; e1, its steps; the steps of e2.
+    assert (status.state, status.reason, status.error, status.entries) == ("ready", "", "", 17)
+    assert (status.done, status.total) == (21, 21)
+    assert await store.episodes.get("e0") == changed
+    assert (await store.episodes.get("e1"), await store.steps.of("e1")) == (None, [])
+    assert [len(await store.steps.of(f"e{number}")) for number in range(2, 10)] == [3] + [2] * 7
+    assert [await store.episodes.get(f"e{number}") is not None for number in range(2, 10)] == [True] * 8
+    counters = store.stats().cache
+    assert (counters["episode"].misses, counters["step"].misses) == (2, 2)
+    await store.close()
+
+
+async def test_what_plain_sql_changed_is_dropped_too(filled: str, tmp_path: Path) -> None:
+    execute(tmp_path, "UPDATE episodes SET domain = 'changed' WHERE id = 'e0'", "DELETE FROM episodes WHERE id = 'e1'")
+    store, status = await opened(filled)
+    assert (status.reason, status.entries) == ("", 18)
+    found = await store.episodes.get("e0")
+    assert found is not None
+    assert (found.domain, found.revision) == ("changed", 2)
+    assert (await store.episodes.get("e1"), await store.steps.of("e1")) == (None, [])
+    await store.close()
+
+
+async def test_a_range_drops_a_kind_of_one_namespace(filled: str, tmp_path: Path) -> None:
+    execute(
+        tmp_path,
+        "DELETE FROM steps",
+        "DELETE FROM changes WHERE kind = 'step' AND actor = 'sql'",
+        "UPDATE head SET position = (SELECT max(position) FROM changes) + 1",
+        "INSERT INTO changes SELECT 0, position, 0, 'step', 'n', NULL, NULL, 'delete', NULL, '', 0, nonce, NULL FROM head",
+    )
+    store, status = await opened(filled)
+    assert (status.reason, status.entries) == ("", 11)
+    assert [await store.steps.of(f"e{number}") for number in range(10)] == [[]] * 10
+    await store.close()
+
+
+def execute(folder: Path, *statements: str) -> None:
+    """Run plain SQL on the database, as another program would."""
+    with closing(sqlite3.connect(folder / "agent.db")) as connection:
+        connection.execute("PRAGMA foreign_keys = ON")
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("UPDATE head SET nonce = nonce + 1", "the database has changed since the cache was saved"),
-        ("UPDATE head SET position = position - 1", "the database has changed since the cache was saved"),
-        ("UPDATE head SET epoch = epoch + 1", "the saved cache belongs to another database"),
+        ("UPDATE head SET nonce = nonce + 1", "the database has another past than the saved cache"),
+        (
+            "UPDATE head SET position = position - 1",
+            "the database is older than the saved cache: it was taken back to an earlier state",
+        ),
+        (
+            "UPDATE head SET epoch = epoch + 1",
+            "the database was upgraded, restored or repaired since the cache was saved",
+        ),
         ("UPDATE head SET store_id = 'x'", "the saved cache belongs to another database"),
     ],
 )
 async def test_another_history_rebuilds(change: str, reason: str, filled: str, tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "agent.db")) as connection:
-        connection.execute(change)
-        connection.commit()
+    execute(tmp_path, change)
     await expect_rebuild(filled, reason)
+
+
+async def test_a_copy_put_back_and_written_on_rebuilds(filled: str, tmp_path: Path) -> None:
+    """Both pasts reach the position of the saved cache, and beyond: only the nonce there tells them apart."""
+    with closing(sqlite3.connect(tmp_path / "agent.db")) as live, closing(sqlite3.connect(tmp_path / "copy")) as copy:
+        live.backup(copy)
+    async with MemoryStore(filled, namespace="n") as store:
+        await store.episodes.update("e0", domain="lost")
+    for left_over in ("agent.db", "agent.db-wal", "agent.db-shm"):
+        (tmp_path / left_over).unlink(missing_ok=True)
+    (tmp_path / "copy").rename(tmp_path / "agent.db")
+    async with MemoryStore(filled, namespace="n", cache_path="") as store:
+        for domain in ("another", "past"):
+            kept = await store.episodes.update("e0", domain=domain)
+    store, status = await opened(filled)
+    assert (status.state, status.reason) == ("ready", "the database has another past than the saved cache")
+    assert await store.episodes.get("e0") == kept
+    await store.close()
+
+
+async def test_a_trimmed_log_rebuilds(filled: str, tmp_path: Path) -> None:
+    async with MemoryStore(filled, namespace="n", cache_path="") as other:
+        await other.episodes.update("e0", domain="changed")
+    execute(tmp_path, "DELETE FROM changes WHERE position < (SELECT position FROM head)")
+    await expect_rebuild(filled, "the change log has been trimmed behind the saved cache")
+
+
+async def test_more_changes_than_are_worth_reading_rebuild(
+    filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memory_store.cache.reconcile._MOST_CHANGES", 9)
+    execute(tmp_path, "UPDATE episodes SET domain = 'changed' WHERE id <> 'e0'")
+    store, status = await opened(filled)
+    assert (status.reason, status.entries) == ("", 12)
+    await store.close()
+    execute(tmp_path, "UPDATE episodes SET domain = 'changed'")
+    await expect_rebuild(filled, "more than 9 changes were made since the cache was saved")
 
 
 async def test_no_saved_cache_rebuilds(filled: str, tmp_path: Path) -> None:
@@ -174,7 +262,7 @@ async def test_the_most_used_and_newest_are_kept_when_not_all_fit(file_url: str)
     store, status = await opened(file_url, cache_version="2", cache_max_bytes=40_000)
     assert 20 <= status.entries < 60
     assert status.used_bytes <= 40_000
-    cached = [id_ for _, id_, _ in store._cache.entries(store._cache.keys(), store._cache.position)]
+    cached = [store._cache.space_of(key)[1] for key in store._cache.keys()]  # noqa: SIM118 - not a dict
     assert sorted(cached) == [f"p{number:03}" for number in range(200 - status.entries, 200)]
     assert cached[-1] == "p199", "the most used is the last to be pushed out"
     assert await store.patterns.count(Pattern.c.usage_count >= 0) == 200
@@ -186,7 +274,7 @@ async def test_what_was_used_last_comes_first_in_a_rebuild(filled: str) -> None:
     await store.episodes.get("e3")
     await store.close()
     store, _ = await opened(filled, cache_version="2", cache_max_bytes=1500)
-    ids = [id_ for _, id_, _ in store._cache.entries(store._cache.keys(), store._cache.position)]
+    ids = [store._cache.space_of(key)[1] for key in store._cache.keys()]  # noqa: SIM118 - not a dict
     assert "e3" in ids
     await store.close()
 
@@ -210,7 +298,7 @@ async def test_it_is_saved_now_and_then(filled: str, tmp_path: Path, monkeypatch
     assert size > 0
     # As after a crash: another process finds what was saved while the first one still runs.
     copy, status = await opened(filled)
-    assert status.reason in ("", "the database has changed since the cache was saved")
+    assert status.reason == "", "whatever has been saved by now, the log leads on from there"
     assert await copy.episodes.get("new") is not None
     await copy.close()
     await store.close()

@@ -21,17 +21,18 @@ KINDS = list(RECORDS)
 
 
 class Bench:
-    """Runs operations one after another, each with a commit time of its own."""
+    """Runs operations one after another, each with a commit time and position of its own."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection, self.now_us = connection, 1_000_000
+        self.connection, self.now_us, self.position = connection, 1_000_000, 0
         self.changes: list[Change] = []
 
     def run(self, operation: Operation | PutTogether) -> Any:
         """Run one operation; its changes are `self.changes` afterwards."""
         self.now_us += 1
+        self.position += 1
         self.changes = []
-        return drive(self.connection, operation.run(Context(self.now_us, self.changes)))
+        return drive(self.connection, operation.run(Context(self.now_us, self.changes, self.position)))
 
     def put(self, *records: Record, namespace: str = "n") -> list[Any]:
         """Put records and return them as stored."""

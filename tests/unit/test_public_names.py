@@ -87,6 +87,7 @@ def test_the_tree_of_errors() -> None:
         "DurableUnavailableError": "DurableError",
         "DurableTimeoutError": "DurableError",
         "CommitUnknownError": "DurableError",
+        "PositionLostError": "DurableError",
         "SchemaMismatchError": "DurableError",
         "ConstraintError": "DurableError",
         "StorageFullError": "DurableError",
@@ -114,13 +115,21 @@ def test_errors_carry_what_they_are_about() -> None:
     assert (invalid.field, invalid.limit, invalid.size) == ("f", 1, 2)
     mismatch = errors.SchemaMismatchError("older", found="0001", expected="0002")
     assert (mismatch.found, mismatch.expected, mismatch.kind) == ("0001", "0002", None)
+    unknown = errors.CommitUnknownError("perhaps", token="store.1.a")
+    assert (unknown.token, errors.CommitUnknownError("never begun").token) == ("store.1.a", "")
+    lost = errors.PositionLostError("gone", position=7, head=5)
+    assert (lost.position, lost.head) == (7, 5)
 
 
 @pytest.mark.parametrize("name", errors.__all__)
 def test_errors_survive_pickling(name: str) -> None:
     """They cross process pools, whose workers answer with pickles."""
-    keywords = {"found": "1", "expected": "2"} if name == "SchemaMismatchError" else {"kind": "step"}
-    error = getattr(errors, name)("message", **keywords)
+    own: dict[str, dict[str, object]] = {
+        "CommitUnknownError": {"token": "store.1.a"},
+        "PositionLostError": {"position": 7, "head": 5},
+        "SchemaMismatchError": {"found": "1", "expected": "2"},
+    }
+    error = getattr(errors, name)("message", **own.get(name, {"kind": "step"}))
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert str(again) == "message"

@@ -11,9 +11,10 @@ from memory_store import Limits
 from memory_store.codec import CODECS
 from memory_store.durable.changes import HeadState
 from memory_store.durable.lane import Lane
-from memory_store.durable.reader import Key, Reader, newest_keys, read_by_id, read_head, read_keys, snapshot_of
+from memory_store.durable.log import Logged, Run, read_head
+from memory_store.durable.reader import Key, Reader, newest_keys, read_by_id, read_keys, snapshot_of
 from memory_store.durable.statements import STATEMENTS
-from tests.unit.conftest import Blocker
+from tests.unit.conftest import Blocker, Ears
 from tests.unit.samples import MAKE, make_episode, make_pattern
 
 
@@ -57,12 +58,17 @@ def test_more_keys_than_one_statement_takes(filled: sqlite3.Connection) -> None:
 
 
 def test_a_snapshot_is_of_one_moment_and_leaves_no_transaction(filled: sqlite3.Connection) -> None:
-    filled.execute("UPDATE head SET position = 41")
-    assert snapshot_of(filled, [Key("episode", "n", "e001")]).position == 41
+    known = read_head(filled)
+    filled.execute("UPDATE episodes SET domain = 'changed' WHERE id = 'e001'")
+    run, [[row]] = snapshot_of(filled, [Key("episode", "n", "e001")], known)
+    assert (run.after, run.head) == (known, read_head(filled))
+    assert run.changes == [Logged(*run.head[:2], "episode", "n", "e001", None)]
+    assert run.head.position == known.position + 1
+    assert row[5] == "changed"
     assert not filled.in_transaction
     assert isinstance(read_head(filled), HeadState)
     with pytest.raises(KeyError):
-        snapshot_of(filled, [Key("no such kind", "n", "x")])
+        snapshot_of(filled, [Key("no such kind", "n", "x")], known)
     assert not filled.in_transaction
 
 
@@ -76,7 +82,8 @@ def test_the_newest_and_most_used_come_first(filled: sqlite3.Connection) -> None
 
 
 async def test_reads_asked_for_meanwhile_are_read_together(lane: Lane, filled: sqlite3.Connection) -> None:
-    reader = Reader(lane)
+    ears = Ears(read_head(filled))
+    reader = Reader(lane, ears)
     statements: list[str] = []
     await lane.run(lambda connection: connection.set_trace_callback(statements.append))
     answered: dict[str, list[str]] = {}
@@ -85,9 +92,9 @@ async def test_reads_asked_for_meanwhile_are_read_together(lane: Lane, filled: s
     def ask(number: int) -> None:
         key = Key("episode", "n", f"e{number:03}")
 
-        def answer(position: int, rows: list[list[object]], error: BaseException | None) -> None:
+        def answer(head: HeadState | None, rows: list[list[object]], error: BaseException | None) -> None:
             assert error is None
-            assert position == 0
+            assert head == ears.head
             answered[key.id] = [str(row[0]) for row in rows]
             if len(answered) == 101:
                 done.set()
@@ -103,13 +110,49 @@ async def test_reads_asked_for_meanwhile_are_read_together(lane: Lane, filled: s
     assert len(reads) == 2, "the first alone, the hundred that came meanwhile together"
 
 
-async def test_an_error_reaches_every_answer_and_the_reader_goes_on(lane: Lane, connection: sqlite3.Connection) -> None:
-    reader = Reader(lane)
+async def test_what_a_read_saw_of_the_log_is_told_before_its_rows(lane: Lane, filled: sqlite3.Connection) -> None:
+    order: list[str] = []
+
+    class Noting(Ears):
+        def deliver(self, run: Run) -> None:
+            super().deliver(run)
+            order.append("told")
+
+    ears = Noting(read_head(filled))
+    reader, known = Reader(lane, ears), ears.head
+    filled.execute("DELETE FROM episodes WHERE id = 'e001'")
+    answered: asyncio.Future[tuple[HeadState | None, list[list[object]]]] = asyncio.get_running_loop().create_future()
+
+    def answer(head: HeadState | None, rows: list[list[object]], error: BaseException | None) -> None:
+        order.append("answered")
+        answered.set_result((head, rows))
+
+    reader.request(Key("episode", "n", "e001"), answer)
+    assert await answered == (read_head(filled), [])
+    assert order == ["told", "answered"]
+    [run] = ears.runs
+    # SQL of somebody else's: its cascade took the steps along, and each of them has a position of its own.
+    assert (run.after, run.head.position) == (known, known.position + 3)
+    assert sorted((change.kind, change.key, change.parent) for change in run.changes or ()) == [
+        ("episode", "e001", None),
+        ("step", "e001-0", "e001"),
+        ("step", "e001-1", "e001"),
+    ]
+
+
+async def test_an_error_reaches_every_answer_and_the_reader_goes_on(lane: Lane, ears: Ears) -> None:
+    reader = Reader(lane, ears)
     loop = asyncio.get_running_loop()
 
     async def ask(kind: str) -> BaseException | None:
         told: asyncio.Future[BaseException | None] = loop.create_future()
-        reader.request(Key(kind, "n", "x"), lambda _position, _rows, error: told.set_result(error))
+
+        def answer(head: HeadState | None, rows: list[list[object]], error: BaseException | None) -> None:
+            assert rows == []
+            assert head == (None if error else ears.head)
+            told.set_result(error)
+
+        reader.request(Key(kind, "n", "x"), answer)
         return await told
 
     first, second = await asyncio.gather(ask("no such kind"), ask("no such kind"))

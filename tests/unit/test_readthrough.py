@@ -112,6 +112,24 @@ async def test_steps_appended_during_a_slow_read_are_there(file_store: MemorySto
     assert await file_store.steps.of("e") == [first, second]
 
 
+async def test_a_rebuild_never_brings_an_old_value_back(file_url: str) -> None:
+    """It reads namespaces that this process has never used, while another process changes them."""
+    async with MemoryStore(file_url, cache_path="") as store, MemoryStore(file_url, cache_path="") as theirs:
+        await theirs.namespace("elsewhere").episodes.put(make_episode(id="x", domain="old"))
+        await theirs.namespace("elsewhere").steps.append("x", make_step(""))
+        await store.cache.wait()
+        async with HeldRead(store._access.durable.scan) as held:
+            rebuilding = asyncio.create_task(store.cache.rebuild())
+            await held.reached.wait()  # it has seen the old rows
+            new = await theirs.namespace("elsewhere").episodes.update("x", domain="new")
+            [*_, second] = await theirs.namespace("elsewhere").steps.append("x", make_step(""))
+            assert await store.episodes.get("nothing", at_least=second.position or 0) is None  # the log has been applied
+            held.release()
+            await rebuilding
+        assert await store.namespace("elsewhere").episodes.get("x") == new
+        assert len(await store.namespace("elsewhere").steps.of("x")) == 2
+
+
 async def test_a_failed_read_reaches_every_asker_and_the_next_one_reads_anew(file_store: MemoryStore) -> None:
     stored = await file_store.episodes.put(make_episode(id="x"))
     await file_store.cache.clear()

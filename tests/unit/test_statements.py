@@ -9,7 +9,15 @@ import pytest
 from memory_store import Limits
 from memory_store.codec import CODECS, Row
 from memory_store.durable.changes import CHANGES
-from memory_store.durable.statements import STATEMENTS, batch_size, head_select, head_update, log_insert, pad
+from memory_store.durable.statements import (
+    STATEMENTS,
+    batch_size,
+    head_claim,
+    head_select,
+    head_update,
+    log_insert,
+    pad,
+)
 from memory_store.records import PARTS, RECORDS
 from tests.unit.samples import MAKE
 
@@ -116,11 +124,17 @@ def test_no_point_statement_scans_a_table(kind: str, connection: sqlite3.Connect
 
 
 def test_the_head_is_one_row_that_counts_up(connection: sqlite3.Connection) -> None:
-    position, nonce, store_id, epoch = connection.execute(head_select()).fetchone()
-    assert (position, nonce, epoch) == (0, 0, 1)
+    [(position, nonce, store_id, epoch)] = connection.execute(head_select()).fetchall()
     assert len(store_id) == 32
-    assert connection.execute(head_update(), (77,)).fetchall() == [(1,)]
-    assert connection.execute(head_select()).fetchone() == (1, 77, store_id, 1)
+    # The upgrade that made the database is its first commit, and began its second epoch.
+    logged = connection.execute("SELECT position, kind, operation, nonce FROM changes").fetchall()
+    assert logged == [(position, "store", "upgrade", nonce)]
+    assert (position, epoch) == (1, 2)
+    assert connection.execute(head_claim()).fetchall() == [(position, nonce, store_id, epoch)]
+    assert connection.execute("SELECT writing FROM head").fetchall() == [(1,)]
+    assert connection.execute(head_update(), (77,)).fetchall() == [(2,)]
+    assert connection.execute(head_select()).fetchall() == [(2, 77, store_id, 2)]
+    assert connection.execute("SELECT writing FROM head").fetchall() == [(0,)], "no committed head is claimed"
     assert log_insert().count("?") == len(CHANGES.columns)
 
 

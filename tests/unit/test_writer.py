@@ -11,14 +11,15 @@ import pytest
 
 from memory_store import ConflictError, DurableError, Limits, MemoryStore, RecordNotFoundError
 from memory_store.codec import CODECS
-from memory_store.durable.changes import Commit
 from memory_store.durable.checkpoint import Checkpointer
+from memory_store.durable.commits import LogWriter
 from memory_store.durable.lane import Lane
 from memory_store.durable.lock import FileLock
+from memory_store.durable.log import Commit, Logged
 from memory_store.durable.operations import Delete, Put, Update
-from memory_store.durable.writer import Writer, run_batch
+from memory_store.durable.writer import Writer, Written, run_batch
 from memory_store.records import RECORDS, Record
-from tests.unit.conftest import Blocker
+from tests.unit.conftest import Blocker, Ears
 from tests.unit.samples import make_episode, make_step
 
 LIMITS = Limits()
@@ -30,29 +31,32 @@ def put(record: Record) -> Put:
 
 
 @pytest.fixture
-async def commits() -> list[Commit]:
+def commits(ears: Ears) -> list[Commit]:
     """What the writer has published."""
-    return []
+    return ears.commits
 
 
 @pytest.fixture
-async def writer(lane: Lane, path: str, commits: list[Commit]) -> AsyncIterator[Writer]:
-    """A writer on the lane."""
+async def writer(lane: Lane, path: str, ears: Ears) -> AsyncIterator[Writer]:
+    """A writer on the lane, and on a migrated database: its first commit is not the log's first."""
     lock = FileLock(path + "-lock", 5.0)
-    made = Writer(lane, lock, Checkpointer(path, lock), "me", commits.append)
+    made = Writer(lane, lock, Checkpointer(path, lock), LogWriter("me", ears.head.epoch), ears)
     yield made
     await made.drain()
     lock.close()
 
 
-async def test_concurrent_writers_share_a_commit(writer: Writer, lane: Lane, commits: list[Commit]) -> None:
+async def test_concurrent_writers_share_a_commit(writer: Writer, lane: Lane, ears: Ears) -> None:
+    start = ears.head.position
     async with Blocker(lane).block():
         futures = [writer.submit(put(make_episode(id=f"e{number}"))) for number in range(64)]
-    rows = await asyncio.gather(*futures)
-    assert [row[0] for [row] in rows] == [f"e{number}" for number in range(64)]
+    written = await asyncio.gather(*futures)
+    assert [result[0][0] for result, _ in written] == [f"e{number}" for number in range(64)]
     # The first went on its way alone, all that came while the lane was busy went together.
-    assert [len(commit.changes) for commit in commits] == [1, 63]
-    assert [commit.position for commit in commits] == [1, 2]
+    assert [len(commit.changes) for commit in ears.commits] == [1, 63]
+    assert [commit.position for commit in ears.commits] == [start + 1, start + 2]
+    assert [position for _, position in written] == [start + 1] + [start + 2] * 63
+    assert [commit.before for commit in ears.commits] == [None, None], "nobody else wrote"
 
 
 async def test_puts_of_a_store_share_commits(file_store: MemoryStore) -> None:
@@ -63,7 +67,10 @@ async def test_puts_of_a_store_share_commits(file_store: MemoryStore) -> None:
     assert after.position - before.position < 20
 
 
-async def test_one_failing_write_fails_alone(writer: Writer, lane: Lane, connection: sqlite3.Connection) -> None:
+async def test_one_failing_write_fails_alone(
+    writer: Writer, lane: Lane, connection: sqlite3.Connection, ears: Ears
+) -> None:
+    start = ears.head.position
     await writer.submit(put(make_episode(id="e")))
     # Something the library does not foresee, so that the database itself refuses halfway.
     connection.execute(
@@ -81,7 +88,7 @@ async def test_one_failing_write_fails_alone(writer: Writer, lane: Lane, connect
             writer.submit(put(make_episode(id="c"))),
         ]
     outcomes = await asyncio.gather(first, *futures, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [
+    assert [type(outcome.result if isinstance(outcome, Written) else outcome) for outcome in outcomes] == [
         list,
         list,
         outcomes[2].__class__,
@@ -92,13 +99,16 @@ async def test_one_failing_write_fails_alone(writer: Writer, lane: Lane, connect
         list,
     ]
     assert isinstance(outcomes[2], DurableError)
+    assert [outcome.position - start for outcome in outcomes if isinstance(outcome, Written)] == [2, 3, 3, 3, 3]
     ids = [id_ for (id_,) in connection.execute("SELECT id FROM episodes ORDER BY id")]
     assert ids == ["b", "c", "e"]
-    logged = connection.execute("SELECT key, operation FROM changes WHERE position = 3 ORDER BY idx").fetchall()
-    assert [entry for entry in logged if entry[0] in ("b", "a", "c", "refused")] == [
-        ("b", "insert"),
-        ("a", "delete"),
-        ("c", "insert"),
+    rows = connection.execute("SELECT kind, key, operation FROM changes WHERE position = ? ORDER BY idx", (start + 3,))
+    logged = [(kind, None if kind == "step" else key, operation) for kind, key, operation in rows]
+    assert logged == [
+        ("episode", "b", "insert"),
+        ("step", None, "insert"),
+        ("episode", "a", "delete"),
+        ("episode", "c", "insert"),
     ]
 
 
@@ -108,17 +118,23 @@ async def test_writes_keep_the_order_they_came_in(writer: Writer, lane: Lane, co
         futures += [writer.submit(Delete(RECORDS["episode"], "n", "x", None))]
         futures += [writer.submit(put(make_episode(id="x", domain="last")))]
     outcomes = await asyncio.gather(*futures)
-    revisions = [outcome[0][1] for outcome in outcomes if isinstance(outcome, list)]
+    revisions = [outcome.result[0][1] for outcome in outcomes if isinstance(outcome.result, list)]
     assert revisions == [*range(1, 21), 1]
     bodies = [change.body for commit in commits for change in commit.changes]
     domains = [None if body is None else msgpack.unpackb(body)[5] for body in bodies]
     assert domains == [*map(str, range(20)), None, "last"]
 
 
-async def test_a_write_is_published_before_it_is_answered(lane: Lane, path: str) -> None:
+async def test_a_write_is_published_before_it_is_answered(lane: Lane, path: str, ears: Ears) -> None:
     order: list[str] = []
+
+    class Noting(Ears):
+        def publish(self, commit: Commit) -> None:
+            super().publish(commit)
+            order.append("published")
+
     lock = FileLock(path + "-lock", 5.0)
-    writer = Writer(lane, lock, Checkpointer(path, lock), "", lambda _: order.append("published"))
+    writer = Writer(lane, lock, Checkpointer(path, lock), LogWriter("", ears.head.epoch), Noting(ears.head))
     future = writer.submit(put(make_episode()))
     future.add_done_callback(lambda _: order.append("answered"))
     await future
@@ -179,33 +195,55 @@ async def test_who_gives_up_waiting_for_the_lane_does_not_keep_it(writer: Writer
     await asyncio.gather(first, last)
 
 
-async def test_the_log_says_what_was_done(writer: Writer, connection: sqlite3.Connection) -> None:
+async def test_the_log_says_what_was_done(writer: Writer, connection: sqlite3.Connection, ears: Ears) -> None:
+    start = ears.head.position
     await writer.submit(put(make_episode(id="e")))
     await writer.submit(put(make_step("e", id="s")))
     await writer.submit(put(make_episode(id="e")))
     await writer.submit(Delete(RECORDS["episode"], "n", "e", None))
-    columns = "position, idx, kind, namespace, key, parent, operation, revision, actor, image IS NULL"
-    assert connection.execute(f"SELECT {columns} FROM changes ORDER BY position, idx").fetchall() == [
+    columns = "position - ?1, idx, kind, namespace, key, parent, operation, revision, actor, image IS NULL"
+    sql = f"SELECT {columns} FROM changes WHERE position > ?1 ORDER BY position, idx"
+    assert connection.execute(sql, (start,)).fetchall() == [
         (1, 0, "episode", "n", "e", None, "insert", 1, "me", 1),
         (2, 0, "step", "n", "s", "e", "insert", 1, "me", 1),
         (3, 0, "episode", "n", "e", None, "update", 2, "me", 0),
         (4, 0, "step", "n", None, "e", "delete", None, "me", 1),
         (4, 1, "episode", "n", "e", None, "delete", 2, "me", 0),
     ]
-    nonces = [nonce for (nonce,) in connection.execute("SELECT DISTINCT nonce FROM changes")]
-    assert len(nonces) == 4
-    [(position, nonce)] = connection.execute("SELECT position, nonce FROM head")
-    assert (position, nonce) == (4, connection.execute("SELECT nonce FROM changes WHERE position = 4").fetchone()[0])
+    nonces = connection.execute("SELECT DISTINCT position, nonce FROM changes ORDER BY position").fetchall()[-4:]
+    assert len({nonce for _, nonce in nonces}) == 4
+    assert nonces == [(commit.position, commit.nonce) for commit in ears.commits]
+    assert connection.execute("SELECT position, nonce, writing FROM head").fetchall() == [(*nonces[-1], 0)]
 
 
-async def test_a_batch_that_changes_nothing_commits_nothing(writer: Writer, commits: list[Commit]) -> None:
-    assert await writer.submit(Delete(RECORDS["episode"], "n", "nothing", None)) is False
+async def test_a_batch_that_changes_nothing_commits_nothing(
+    writer: Writer, ears: Ears, connection: sqlite3.Connection
+) -> None:
+    assert await writer.submit(Delete(RECORDS["episode"], "n", "nothing", None)) == Written(False, 0)
     with pytest.raises(RecordNotFoundError):
         await writer.submit(put(make_step("nothing")))
-    assert commits == []
+    assert (ears.commits, ears.runs) == ([], [])
+    assert connection.execute("SELECT writing FROM head").fetchall() == [(0,)]
 
 
-def test_an_error_outside_the_rows_undoes_the_whole_batch(connection: sqlite3.Connection) -> None:
+@pytest.mark.parametrize("changes", [True, False], ids=["a commit", "a batch that changes nothing"])
+async def test_a_batch_tells_what_others_committed_before_it(
+    changes: bool, writer: Writer, ears: Ears, connection: sqlite3.Connection
+) -> None:
+    known = ears.head
+    connection.execute("INSERT INTO episodes SELECT 'n', 'theirs', 1, 0, 0, 't', 'd', '{}', 's', 0, 0, 0, '', '{}'")
+    if changes:
+        assert (await writer.submit(put(make_episode(id="ours")))).position == known.position + 2
+        assert [commit.before for commit in ears.commits] == ears.runs
+    else:
+        assert (await writer.submit(Delete(RECORDS["episode"], "n", "nothing", None))).position == 0
+        assert ears.commits == []
+    [run] = ears.runs
+    assert (run.after, run.head.position) == (known, known.position + 1)
+    assert run.changes == [Logged(*run.head[:2], "episode", "n", "theirs", None)]
+
+
+def test_an_error_outside_the_rows_undoes_the_whole_batch(connection: sqlite3.Connection, ears: Ears) -> None:
     class BrokenError(Exception):
         """A mistake in an operation."""
 
@@ -213,7 +251,10 @@ def test_an_error_outside_the_rows_undoes_the_whole_batch(connection: sqlite3.Co
         def run(self, context: object) -> object:  # type: ignore[override]
             raise BrokenError
 
+    operations = [put(make_episode(id="a")), Broken(RECORDS["episode"], "n", "x", None)]
+    before = connection.execute("SELECT * FROM head").fetchall()
     with pytest.raises(BrokenError):
-        run_batch(connection, [put(make_episode(id="a")), Broken(RECORDS["episode"], "n", "x", None)], "")
+        run_batch(connection, operations, LogWriter("", ears.head.epoch), ears.head)
     assert not connection.in_transaction
     assert connection.execute("SELECT count(*) FROM episodes").fetchone() == (0,)
+    assert connection.execute("SELECT * FROM head").fetchall() == before, "the log is not claimed any more"

@@ -1,0 +1,215 @@
+"""The snapshot-prefix protocol: why what the cache answers is what the database held at one commit.
+
+The cache stands at a watermark A and every live entry of it equals the database at A. Whatever a lane or the probe
+reads, it reads with the newest position H and the part of the change log between A and H, in one snapshot; here that
+part is applied, in one turn of the event loop, and A becomes H. `docs/design.md` has the whole protocol and its proof.
+
+How old A may be is asked on every hit, on the clock: not by a task that polls, which a busy event loop would hold up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from memory_store.cache.tier import CacheTier
+from memory_store.clock import boot_s
+from memory_store.config import Freshness, check_freshness
+from memory_store.durable.changes import HeadState
+from memory_store.durable.log import Commit, Run, advance, is_rewind
+from memory_store.errors import DurableTimeoutError, MemoryStoreError, PositionLostError
+
+__all__ = ["Coherence", "Source"]
+
+_NEVER = float("-inf")
+
+
+class Source(Protocol):
+    """Where the head is read, without waiting."""
+
+    def look(self, known: HeadState) -> Run | None:
+        """Return what leads from `known` to the newest commit, None where it is the newest itself.
+
+        Raises:
+            DurableTimeoutError: that cannot be said at once.
+        """
+        ...
+
+
+class Coherence:
+    """Keeps one process's cache true, and says whether it is fresh enough for a caller.
+
+    Args:
+        cache: what is kept true.
+        freshness: what holds where a call says nothing: "bounded" or "linearizable".
+        staleness_s: how long ago the head may have been read, in "bounded".
+    """
+
+    def __init__(self, cache: CacheTier, freshness: Freshness, staleness_s: float) -> None:
+        self.cache = cache
+        self.staleness_s = staleness_s
+        self._freshness = freshness
+        self.fresh_until = _NEVER
+        """Until then, on the boot clock, a hit needs no look at the head. Never in "linearizable"."""
+        self.looked_at = _NEVER
+        """When the last look at the head began."""
+        self._source: Source | None = None
+        self.unsure = False
+        """Whether the last look could not be taken at once: the next read must take the slow one."""
+        self.looks = self.rewinds = 0
+        self.lag = 0
+        """How many positions the last look found the cache behind."""
+        self.moved: Callable[[], None] | None = None
+        """Called when the watermark has moved."""
+
+    def detach(self) -> None:
+        """Look no more."""
+        self._source = None
+
+    def attach(self, source: Source, slow_look: Callable[[HeadState], Awaitable[Run]]) -> None:
+        """Begin to look.
+
+        Args:
+            source: looks at once.
+            slow_look: looks by way of a lane, where `source` cannot say.
+        """
+        self._source, self._slow_look = source, slow_look
+
+    @property
+    def head(self) -> HeadState:
+        """The watermark."""
+        return self.cache.head
+
+    def refresh(self, now: float, freshness: Freshness | None, at_least: int | None) -> bool:
+        """Make the cache as fresh as asked; return False where only `refresh_slowly` can.
+
+        Raises:
+            ConfigurationError: there is no such freshness.
+            PositionLostError: the database has not reached `at_least`.
+            DurableError: the database cannot be read.
+        """
+        linearizable = (check_freshness(freshness) or self._freshness) == "linearizable"
+        stale = linearizable or now - self.looked_at >= self.staleness_s
+        if (stale or (at_least or 0) > self.cache.head.position) and not self.look():
+            return False
+        self.require(at_least)
+        return True
+
+    async def catch_up(self, at_least: int | None = None) -> None:
+        """Bring the cache up to the newest commit.
+
+        Raises:
+            PositionLostError: that is before `at_least`.
+            DurableError: the database cannot be read.
+        """
+        if self.look():
+            self.require(at_least)
+        else:
+            await self.refresh_slowly(at_least)
+
+    async def refresh_slowly(self, at_least: int | None) -> None:
+        """Look at the head by way of a lane: waits for a database that is being recovered.
+
+        Raises:
+            PositionLostError: the database has not reached `at_least`.
+            DurableError: the database cannot be read.
+        """
+        while True:
+            known, began = self.cache.head, boot_s()
+            run = await self._slow_look(known)
+            if self.cache.head == known:
+                self._take(run)
+                break
+            # The watermark moved meanwhile: what was seen is one read of many, and says nothing of a rewind.
+            if not is_rewind(run):
+                self.deliver(run)
+                break
+        self._looked(began, run)
+        self.require(at_least)
+
+    def look(self) -> bool:
+        """Read the head and bring the cache up to it; return False where it cannot be read at once."""
+        if self._source is None:  # the store is being closed: reads under way end, and nothing is served after them
+            return True
+        # Before the read: a process that is stopped in between must not believe that it has just looked.
+        began = boot_s()
+        try:
+            run = self._source.look(self.cache.head)
+        except DurableTimeoutError:
+            self.unsure = True
+            self.doubt()
+            return False
+        if run is not None:
+            self._take(run)
+        self._looked(began, run)
+        return True
+
+    def _take(self, run: Run) -> None:
+        """Take what a look from the watermark saw: unlike a read's, it is known to be the newest."""
+        if run.head == run.after:
+            return
+        if run.changes is None:
+            self.rewinds += is_rewind(run)
+            self.cache.restart(run.head)
+        else:
+            self.cache.apply(run.changes, run.head)
+        self._tell()
+
+    def _looked(self, began: float, run: Run | None) -> None:
+        self.looks += 1
+        self.lag = 0 if run is None else max(run.head.position - run.after.position, 0)
+        self.unsure = False
+        if began > self.looked_at:
+            self.looked_at = began
+            if self._freshness == "bounded":
+                self.fresh_until = began + self.staleness_s
+
+    def deliver(self, run: Run) -> None:
+        """Take what a read or a write saw of the log, late and in any order."""
+        known = self.cache.head
+        if not advance(self.cache, run) or not self.cache.knows(run.head):
+            self._look_or_doubt()  # the run's past is none any more, or the cache's
+        elif self.cache.head != known:
+            self._tell()
+
+    def _look_or_doubt(self) -> None:
+        """Look where no caller could be told of a failure: whoever reads next looks again, and is."""
+        try:
+            self.look()
+        except MemoryStoreError:
+            self.doubt()
+
+    def doubt(self) -> None:
+        """Serve nothing before the head has been read again."""
+        self.looked_at = self.fresh_until = _NEVER
+
+    def publish(self, commit: Commit) -> None:
+        """Take a commit of this process, before its callers are answered."""
+        if commit.before is not None:
+            self.deliver(commit.before)
+        known = self.cache.head
+        if known in (commit.follows, commit.head):
+            self.cache.publish(commit)
+            self._tell()
+        elif commit.position > known.position:
+            self._look_or_doubt()  # as in `deliver`
+        # Else a read was faster, and saw it in the log with more behind it: what it touched is gone already.
+
+    def _tell(self) -> None:
+        if self.moved is not None:
+            self.moved()
+
+    def require(self, at_least: int | None) -> None:
+        """Check that the watermark has reached a position.
+
+        Raises:
+            PositionLostError: it has not.
+        """
+        head = self.cache.head.position
+        if at_least is not None and at_least > head:
+            raise PositionLostError(
+                f"the database is at position {head:,}, not yet at {at_least:,}: the position belongs to another "
+                "database, or a backup was restored",
+                position=at_least,
+                head=head,
+            )

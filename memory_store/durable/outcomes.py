@@ -1,0 +1,113 @@
+"""Writes whose outcome can be asked for: once for each idempotency key, or by the token of an unknown commit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import fields
+from typing import Any
+
+import msgpack
+from sqlalchemy import JSON
+
+from memory_store.clock import utc_now
+from memory_store.codec import Row, pack_row
+from memory_store.durable.changes import Change
+from memory_store.durable.log import STORE, CommitToken
+from memory_store.durable.lookup import Ask, Work
+from memory_store.durable.operations import Context, Put
+from memory_store.durable.statements import head_select, idempotency_insert, idempotency_select, nonce_select
+from memory_store.errors import ConflictError, PositionLostError
+from memory_store.records import RecordSpec
+
+__all__ = ["PutOnce", "Resolve"]
+
+
+class PutOnce:
+    """A put that is made once for each idempotency key.
+
+    Returns (row as stored, position of the commit that stored it; 0 where that is the commit to come).
+    """
+
+    size = 1
+
+    def __init__(self, spec: RecordSpec[Any], namespace: str, row: Row, key: str) -> None:
+        self.spec, self.namespace, self.row, self.key = spec, namespace, row, key
+        self._own = _own_columns(spec)
+
+    def run(self, context: Context) -> Work:
+        """Answer from what the first put noted, or put and note it, in one transaction.
+
+        Raises:
+            ConflictError: the key was used for another record.
+        """
+        digest = self._digest()
+        found = yield Ask(idempotency_select(), (self.namespace, self.key))
+        if found:
+            kind, known, id_, stored, position = found[0]
+            if (kind, known) != (self.spec.kind, digest):
+                raise ConflictError(
+                    f"idempotency key {self.key!r:.300} was used for another {kind}",
+                    kind=self.spec.kind,
+                    namespace=self.namespace,
+                    key=id_,
+                )
+            row = list(self.row)
+            for index, value in zip(self._own, msgpack.unpackb(stored), strict=True):
+                row[index] = value
+            return row, 0 if position == context.position else position
+        [row] = yield from Put(self.spec, self.namespace, [self.row]).run(context)
+        stored = pack_row([row[index] for index in self._own])
+        noted = (self.namespace, self.key, self.spec.kind, digest, row[0], stored, context.position)
+        yield Ask(idempotency_insert(), noted)
+        return row, 0
+
+    def _digest(self) -> bytes:
+        """Return a digest of what the caller gave, without what is made up anew when he makes the record again."""
+        given: Row = []
+        for index, name in enumerate(self.spec.columns):
+            if index in self._own and name != self.spec.number:
+                continue
+            value = self.row[index]
+            if isinstance(self.spec.table.c[name].type, JSON):
+                value = json.dumps(json.loads(value), sort_keys=True)  # the order of its keys is no content
+            given.append(value)
+        return hashlib.blake2b(pack_row(given), digest_size=16).digest()
+
+
+def _own_columns(spec: RecordSpec[Any]) -> list[int]:
+    """Return the columns that are not of the caller's making: id, the store's own, times that default to now."""
+    names = {"id", "revision", "created_at", "updated_at", spec.number}
+    names |= {item.name for item in fields(spec.record) if item.default_factory is utc_now}
+    return [index for index, name in enumerate(spec.columns) if name in names]
+
+
+class Resolve:
+    """Find out whether a commit happened. Returns that, or the error that says why nobody knows.
+
+    A commit whose sync failed may lie in the write-ahead log, invisible, and come to life in the recovery after a
+    crash. So a "no" commits a barrier, which takes its place there: once that is durable, the answer is final.
+    """
+
+    size = 1
+
+    def __init__(self, token: CommitToken) -> None:
+        self.token = token
+
+    def run(self, context: Context) -> Work:
+        """Look for the token's random number at its position."""
+        token = self.token
+        [(position, nonce, store_id, _)] = yield Ask(head_select(), ())
+        if store_id != token.store_id:
+            return PositionLostError("the token belongs to another database", position=token.position, head=position)
+        if token.position > position:
+            context.changes.append(Change(STORE, "", None, None, "barrier", None))
+            return False
+        if token.position < position:
+            rows = yield Ask(nonce_select(), (token.position,))
+            if not rows:
+                return PositionLostError(
+                    f"the log no longer holds position {token.position:,}", position=token.position, head=position
+                )
+            nonce = rows[0][0]
+        return nonce == token.nonce

@@ -1,0 +1,231 @@
+"""Repairing what can be repaired without guessing: everything that follows from the rows.
+
+The rows are the truth. Indexes, triggers, the head and what the log says last of each record are made again from them;
+parts without their episode are deleted, as they would have been with it. What was lost of a page, a table or the log's
+past stays lost: that takes a backup.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from memory_store.clock import now_us
+from memory_store.durable import schema
+from memory_store.durable.agreement import UNFOUNDED, disagreements, sorted_log
+from memory_store.durable.backup import copy_pages
+from memory_store.durable.changes import SHARD
+from memory_store.durable.commits import rollback
+from memory_store.durable.drafts import Draft
+from memory_store.durable.engine import Target
+from memory_store.durable.findings import Findings, Watcher
+from memory_store.durable.lock import FileLock
+from memory_store.durable.log import begin_epoch
+from memory_store.durable.verify import CHECKS, check_database, compare_schema, opened_to_read, run_checks
+from memory_store.errors import DurableUnavailableError
+from memory_store.records import PARTS, RECORDS
+
+__all__ = ["Repaired", "repair_database"]
+
+_ACTOR = "doctor"
+
+
+class Repaired(NamedTuple):
+    """What a repair did.
+
+    Args:
+        done: what was done; nothing where nothing was wrong.
+        copy: the file that holds the database as it was before, None where nothing was changed.
+        left: what is still wrong.
+    """
+
+    done: list[str]
+    copy: str | None
+    left: Findings
+
+
+def repair_database(
+    target: Target, timeout_s: float, watcher: Watcher, findings: Findings, *, even_if_sound: bool
+) -> Repaired:
+    """Repair a database in one transaction: a crash leaves it as it was before, or repaired.
+
+    Args:
+        target: the database.
+        timeout_s: longest wait for other processes, in seconds.
+        watcher: told how far it is.
+        findings: takes what was wrong before.
+        even_if_sound: begin a new epoch also where nothing is wrong.
+
+    Raises:
+        DurableUnavailableError: the file itself is damaged; it was not changed.
+        SchemaMismatchError: the database is at another revision.
+        DurableTimeoutError: other processes kept it locked.
+    """
+    lock = FileLock(schema.lock_path(target.path), timeout_s)
+    try:
+        with lock.exclusive():
+            with opened_to_read(target.path, timeout_s) as connection:
+                schema.check(schema.read_revision(connection), target)
+                check_database(connection, findings, watcher, CHECKS)
+            if not findings.total and not even_if_sound:
+                return Repaired([], None, findings)
+            with closing(sqlite3.connect(target.path, timeout=timeout_s, isolation_level=None)) as connection:
+                copy = _copy_aside(connection, target.path, watcher)
+                try:
+                    done = _Repair(connection, target, findings).run(watcher)
+                except BaseException:
+                    rollback(connection)
+                    copy.unlink()  # nothing was changed
+                    raise
+                connection.execute("COMMIT")
+                left = Findings(len(findings.problems) + 1)
+                check_database(connection, left, watcher, CHECKS)
+                return Repaired(done, str(copy), left)
+    finally:
+        lock.close()
+
+
+def _copy_aside(connection: sqlite3.Connection, path: str, watcher: Watcher) -> Path:
+    """Copy the database as it is, damage included, to where no earlier copy is."""
+    place, number = Path(f"{path}.before-repair.bak"), 1
+    while place.exists():
+        number += 1
+        place = Path(f"{path}.before-repair.{number}.bak")
+    with Draft(place) as draft:
+        copy_pages(connection, draft.path, watcher)
+        draft.publish(overwrite=False)
+    return place
+
+
+class _Repair:
+    """The steps, each for the problems of one check, and what they share.
+
+    Args:
+        connection: where.
+        target: the same, for messages.
+        findings: what is wrong.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, target: Target, findings: Findings) -> None:
+        self._connection, self._target, self._findings = connection, target, findings
+        self._execute = connection.execute
+        self._logged = 0
+        self._done: list[str] = []
+
+    def run(self, watcher: Watcher) -> list[str]:
+        """Begin a transaction, repair, and return what was done; the caller commits.
+
+        Raises:
+            DurableUnavailableError: the file itself is damaged.
+        """
+        execute, wrong = self._execute, self._findings.counts
+        self._connection.executescript(
+            "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = FILE"
+        )
+        if wrong["journal mode"]:
+            execute("PRAGMA journal_mode = WAL")
+            self._done.append("set the database to WAL mode")
+        execute("BEGIN IMMEDIATE")
+        with watcher.over(self._connection):
+            watcher.note("repairing", 0, 1)
+            if wrong["integrity"]:
+                self._make_indexes()
+            if wrong["schema"]:
+                self._make_schema()
+            self._begin_epoch()
+            if wrong["foreign keys"]:
+                self._delete_orphans()
+            if wrong["records"]:
+                self._bring_log_up()
+            if wrong["idempotency"]:
+                self._forget_unfounded()
+            execute("UPDATE head SET writing = 0")
+            self._require_sound()
+            watcher.note("repairing", 1, 1)
+        return self._done
+
+    def _make_indexes(self) -> None:
+        try:
+            self._execute("REINDEX")
+        except sqlite3.IntegrityError as error:
+            raise self._damaged(error) from error
+        self._done.append("made all indexes anew")
+
+    def _make_schema(self) -> None:
+        for item in compare_schema(self._connection):
+            if item.type == "table":
+                raise self._damaged(f"table {item.name} {item.text}")
+            if item.sql is not None:  # others were put there by somebody on purpose, and are told as still wrong
+                self._execute(f'DROP {item.type} IF EXISTS "{item.name}"')
+                self._execute(item.sql)
+                self._done.append(f"made {item.type} {item.name} anew")
+
+    def _begin_epoch(self) -> None:
+        """Every follower, running or saved, must start again; this also makes head and log agree."""
+        execute = self._execute
+        # Claims the log, as every write of ours does: the triggers stay out.
+        [(last,)] = execute(f"SELECT coalesce(max(position), 0) FROM changes WHERE shard = {SHARD}")  # noqa: S608
+        if not execute(f"UPDATE head SET writing = 1 WHERE shard = {SHARD} RETURNING 1").fetchall():  # noqa: S608
+            # Which database it was is not known any more: it is another one from here on.
+            head = (SHARD, last, 0, uuid.uuid4().hex, 0, 1)
+            execute(
+                "INSERT INTO head (shard, position, nonce, store_id, epoch, writing) VALUES (?, ?, ?, ?, ?, ?)", head
+            )
+            self._done.append("made a head, with a new identity")
+        self._head = begin_epoch(execute, "repair", last)
+        self._done.append(f"began epoch {self._head.epoch} at position {self._head.position:,}")
+
+    def _log(self, changes: str) -> None:
+        """Log the changes that a query gives."""
+        head = self._head
+        number = f"{self._logged} + row_number() OVER ()"  # the epoch itself is number 0
+        self._logged += self._execute(
+            "INSERT INTO changes (shard, position, idx, kind, namespace, key, parent, operation, revision, actor, at, "  # noqa: S608
+            f"nonce) SELECT {SHARD}, ?, {number}, kind, namespace, key, parent, operation, revision, '{_ACTOR}', ?, ? "
+            f"FROM ({changes})",
+            (head.position, now_us(), head.nonce),
+        ).rowcount
+
+    def _delete_orphans(self) -> None:
+        """Delete the parts that belong to no episode."""
+        for spec in PARTS:
+            orphans = (
+                f"FROM {spec.table.name} AS part WHERE NOT EXISTS (SELECT 1 FROM episodes WHERE "  # noqa: S608
+                f"episodes.namespace = part.namespace AND episodes.id = part.{spec.parent})"
+            )
+            assert not spec.history, "the deleted version of a kind with history belongs into the log"
+            columns = f"namespace, id AS key, {spec.parent} AS parent, 'delete' AS operation, revision"
+            before = self._logged
+            self._log(f"SELECT '{spec.kind}' AS kind, {columns} {orphans}")
+            if self._logged > before:
+                self._execute(f"DELETE {orphans}")
+                self._done.append(f"deleted {self._logged - before:,} of {spec.kind} that belonged to no episode")
+
+    def _bring_log_up(self) -> None:
+        """Log, of each record of which the log says another thing than its row, what the row says."""
+        before = self._logged
+        operation = "CASE what WHEN 'missing' THEN 'delete' WHEN 'different' THEN 'update' ELSE 'insert' END"
+        with sorted_log(self._connection):
+            for kind in RECORDS:
+                columns = f"'{kind}' AS kind, namespace, id AS key, parent, {operation} AS operation, revision"
+                self._log(f"SELECT {columns} FROM ({disagreements(self._connection, kind)})")  # noqa: S608
+        self._done.append(f"logged {self._logged - before:,} changes that the log did not know")
+
+    def _forget_unfounded(self) -> None:
+        unfounded = f"SELECT namespace, key FROM ({UNFOUNDED})"  # noqa: S608 - our own names
+        count = self._execute(f"DELETE FROM idempotency WHERE (namespace, key) IN ({unfounded})").rowcount  # noqa: S608
+        self._done.append(f"forgot {count:,} idempotency keys of writes that are not there")
+
+    def _require_sound(self) -> None:
+        findings = Findings(1)
+        run_checks(self._connection, findings, Watcher(), {"integrity": CHECKS["integrity"]})
+        if findings.total:
+            raise self._damaged(findings.problems[0].text)
+
+    def _damaged(self, what: object) -> DurableUnavailableError:
+        return DurableUnavailableError(
+            f"{self._target.path} is damaged beyond repair and was not changed: restore a backup ({what})"
+        )

@@ -1,0 +1,210 @@
+"""Checking a database from end to end, as of one commit: the file, its schema, and (in `agreement`) its log and rows.
+
+Nothing is changed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from memory_store.durable import schema
+from memory_store.durable.agreement import check_idempotency, check_log, check_rows
+from memory_store.durable.changes import SHARD
+from memory_store.durable.engine import Target
+from memory_store.durable.findings import Findings, Problem, Watcher, is_damage
+from memory_store.durable.log import read_head
+from memory_store.records import RECORDS
+
+__all__ = [
+    "CHECKS",
+    "FILE_CHECKS",
+    "Difference",
+    "check_database",
+    "compare_schema",
+    "opened_to_read",
+    "run_checks",
+]
+
+# What SQLite is asked to list of one damaged file; more says nothing more.
+_MOST_LISTED = 10_000
+_OURS = {spec.table.name: spec for spec in RECORDS.values()}
+
+
+@contextmanager
+def opened_to_read(path: str, timeout_s: float) -> Iterator[sqlite3.Connection]:
+    """Open a database file that others may be using, without a right to change it."""
+    uri = f"{Path(path).as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None)) as connection:
+        yield connection
+
+
+def check_database(
+    connection: sqlite3.Connection, findings: Findings, watcher: Watcher, checks: Mapping[str, Check]
+) -> None:
+    """Make checks in one snapshot, while others may write."""
+    connection.execute("PRAGMA temp_store = FILE")  # whatever this SQLite was built with: a log may be large
+    connection.execute("BEGIN")
+    try:
+        with watcher.over(connection):
+            run_checks(connection, findings, watcher, checks)
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")  # a COMMIT looks at what is damaged
+
+
+def run_checks(
+    connection: sqlite3.Connection, findings: Findings, watcher: Watcher, checks: Mapping[str, Check]
+) -> None:
+    """Make checks in the caller's transaction. What cannot be read any more is a problem, not an error."""
+    for index, (name, check) in enumerate(checks.items()):
+        watcher.note(f"checking {name}", index, len(checks))
+        findings.begin(name)
+        try:
+            check(connection, findings)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            findings.add(Problem(name, f"cannot be checked: {error}"))
+
+
+def check_integrity(connection: sqlite3.Connection, findings: Findings) -> None:
+    """Let SQLite check every page, every index entry and every NOT NULL."""
+    for (text,) in connection.execute(f"PRAGMA integrity_check({_MOST_LISTED})"):
+        if text != "ok":
+            findings.add(Problem("integrity", text))
+
+
+def check_foreign_keys(connection: sqlite3.Connection, findings: Findings) -> None:
+    """Find orphans: parts without their episode."""
+    for table, rowid, parent, _ in connection.execute("PRAGMA foreign_key_check"):
+        spec = _OURS.get(table)
+        if spec is None or spec.parent is None:
+            findings.add(Problem("foreign keys", f"row {rowid} of {table} belongs to none of {parent}"))
+            continue
+        found = f'SELECT namespace, id, {spec.parent} FROM "{table}" WHERE rowid = ?'  # noqa: S608 - our own names
+        namespace, key, episode = connection.execute(found, (rowid,)).fetchone() or (None, None, None)
+        text = f"belongs to episode {episode!r:.120}, which does not exist"
+        findings.add(Problem("foreign keys", text, spec.kind, namespace, key))
+
+
+def check_head(connection: sqlite3.Connection, findings: Findings) -> None:
+    """Compare the head with the newest commit in the log."""
+    if len(connection.execute(f"SELECT 1 FROM head WHERE shard = {SHARD}").fetchall()) != 1:  # noqa: S608
+        findings.add(Problem("head", "there is no head: which commit is the newest is not known"))
+        return
+    head = read_head(connection)
+    newest = f"SELECT position, nonce FROM changes WHERE shard = {SHARD} ORDER BY position DESC, idx DESC LIMIT 1"  # noqa: S608
+    [(position, nonce)] = connection.execute(newest).fetchall() or [(0, head.nonce)]
+    if position != head.position:
+        findings.add(Problem("head", f"is at position {head.position:,}, the log ends at {position:,}"))
+    elif nonce != head.nonce:
+        findings.add(Problem("head", f"has another random number at position {position:,} than the log"))
+    columns = [row[1] for row in connection.execute("PRAGMA table_info(head)")]
+    if "writing" in columns and connection.execute("SELECT max(writing) FROM head").fetchone() != (0,):
+        findings.add(Problem("head", "is marked as being written: what plain SQL changes is not logged"))
+
+
+def check_journal(connection: sqlite3.Connection, findings: Findings) -> None:
+    """Check that the database is in WAL mode, which every process relies on."""
+    [(mode,)] = connection.execute("PRAGMA journal_mode").fetchall()
+    if mode != "wal":
+        findings.add(Problem("journal mode", f"is {mode}, must be wal: something else has changed it"))
+
+
+def check_schema(connection: sqlite3.Connection, findings: Findings) -> None:
+    """Compare tables, indexes and triggers with those of a database that has just been made."""
+    for item in compare_schema(connection):
+        findings.add(Problem("schema", f"{item.type} {item.name} {item.text}"))
+
+
+class Difference(NamedTuple):
+    """A table, index or trigger that is not as in a new database.
+
+    Args:
+        type: "table", "index" or "trigger".
+        name: its name.
+        text: what is wrong with it.
+        sql: the statement that makes it in a new database; None where that has none of this name.
+    """
+
+    type: str
+    name: str
+    text: str
+    sql: str | None
+
+
+def compare_schema(connection: sqlite3.Connection) -> list[Difference]:
+    """Return what is missing, changed, or hooked into our tables by somebody else. Tables of others are left alone."""
+    target = Target(":memory:", True, {}).placed()
+    try:
+        # In a thread of its own: migrations run an event loop, and this thread may have one.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(schema.upgrade, target, 30.0).result()
+        with opened_to_read(target.path, 30.0) as fresh:
+            return list(_differences(connection, fresh))
+    finally:
+        target.remove_folder()
+
+
+def _differences(connection: sqlite3.Connection, fresh: sqlite3.Connection) -> Iterator[Difference]:
+    found, expected = _objects(connection), _objects(fresh)
+    tables = {name for kind, name in expected if kind == "table"}
+    for (kind, name), (_, sql) in expected.items():
+        if (kind, name) not in found:
+            yield Difference(kind, name, "is missing", sql)
+        elif kind == "table":
+            if _shape(connection, name) != _shape(fresh, name):
+                yield Difference(kind, name, "has other columns or keys", sql)
+        elif _plain(found[kind, name][1]) != _plain(sql):
+            yield Difference(kind, name, "is another one", sql)
+    for (kind, name), (table, sql) in found.items():
+        # An index only makes reads faster, unless it refuses rows; a trigger changes what a write does.
+        refuses = kind == "index" and "UNIQUE" in sql.upper().split("(")[0]
+        if (kind, name) not in expected and table in tables and (kind == "trigger" or refuses):
+            yield Difference(kind, name, f"on {table} is not of this library", None)
+
+
+def _objects(connection: sqlite3.Connection) -> dict[tuple[str, str], tuple[str, str]]:
+    listed = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
+    return {(kind, name): (table, sql) for kind, name, table, sql in connection.execute(listed)}
+
+
+def _plain(sql: str) -> str:
+    return " ".join(sql.split())
+
+
+def _shape(connection: sqlite3.Connection, table: str) -> list[object]:
+    """Return the columns and keys of a table; their text differs where a migration back and forth rebuilt it."""
+    columns = sorted(row[1:] for row in connection.execute(f'PRAGMA table_xinfo("{table}")'))
+    references = sorted(row[1:] for row in connection.execute(f'PRAGMA foreign_key_list("{table}")'))
+    keys = []
+    for row in connection.execute(f'PRAGMA index_list("{table}")').fetchall():
+        if row[3] != "c":  # belongs to the table's own text
+            parts = connection.execute(f'PRAGMA index_xinfo("{row[1]}")').fetchall()
+            keys.append((row[2], [part[2:] for part in parts if part[5]]))
+    return [columns, references, sorted(keys)]
+
+
+Check = Callable[[sqlite3.Connection, Findings], None]
+
+FILE_CHECKS: Mapping[str, Check] = {
+    "integrity": check_integrity,
+    "foreign keys": check_foreign_keys,
+    "head": check_head,
+}
+"""What holds for a file of any revision, also for one that was just copied."""
+
+CHECKS: Mapping[str, Check] = {
+    **FILE_CHECKS,
+    "journal mode": check_journal,
+    "schema": check_schema,
+    "log": check_log,
+    "records": check_rows,
+    "idempotency": check_idempotency,
+}
+"""What holds for a database of this library's revision."""

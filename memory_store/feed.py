@@ -1,0 +1,114 @@
+"""The change feed: every change of the log, in order, to whoever wants to derive something from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from memory_store.access import TieredAccess
+from memory_store.clock import from_us
+from memory_store.durable.feed import Cursor, FeedPage, read_feed
+
+__all__ = ["LoggedChange", "follow"]
+
+_PAGE = 512
+_SHORTEST_WAIT_S = 0.005
+_LAST = 1 << 62  # behind every change of a commit
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedChange:
+    """One change of one record, as the change log has it.
+
+    Args:
+        cursor: where it stands; `follow(after=cursor)` goes on behind it, in this process or another.
+        position: its commit; changes of one commit share it.
+        kind: kind of the record, or "store" for what concerns the database as a whole (upgrade, restore, barrier).
+        namespace: whose it is.
+        key: id of the record; None where all records of `parent` changed.
+        parent: the episode it belongs to, None for kinds that belong to none.
+        operation: "insert", "update", "delete", or "move" (it left that parent).
+        revision: the record's revision after it, where known.
+        actor: who made it; "sql" for plain SQL.
+        at: when, by the writer's clock.
+    """
+
+    cursor: str
+    position: int
+    kind: str
+    namespace: str
+    key: str | None
+    parent: str | None
+    operation: str
+    revision: int | None
+    actor: str
+    at: datetime
+
+
+def follow(access: TieredAccess, after: str, namespace: str | None) -> AsyncIterator[LoggedChange]:
+    """Yield the changes behind a cursor, and go on as they are made.
+
+    Args:
+        access: the open store.
+        after: "start", "end" (as of now, not of the first iteration) or a cursor.
+        namespace: only its changes; None for all.
+    """
+    access.require_usable()
+    if after == "end":
+        access.coherence.look()
+        head = access.coherence.head
+        return _follow(access, Cursor(head.position, _LAST, head.nonce), namespace)
+    return _follow(access, None if after == "start" else Cursor.parse(after), namespace)
+
+
+async def _follow(access: TieredAccess, cursor: Cursor | None, namespace: str | None) -> AsyncIterator[LoggedChange]:
+    coherence = access.coherence
+    access.feeds += 1
+    try:
+        while True:
+            page = await _read(access, cursor)
+            access.require_usable()
+            # What the caller reads next is no older than the changes he is told of.
+            await coherence.catch_up()
+            for row in page.rows:
+                position, index, kind, of, key, parent, operation, revision, actor, at, nonce = row
+                cursor = Cursor(position, index, nonce)
+                if namespace is None or of == namespace:
+                    yield LoggedChange(
+                        str(cursor), position, kind, of, key, parent, operation, revision, actor, from_us(at)
+                    )
+            if page.end is None:
+                continue
+            cursor = page.end
+            # Another nonce at that position is another past: the next read says so.
+            while coherence.head[:2] == (cursor.position, cursor.nonce):
+                await _wait(access)
+                await coherence.catch_up()
+    finally:
+        access.feeds -= 1
+
+
+async def _read(access: TieredAccess, cursor: Cursor | None) -> FeedPage:
+    access.require_usable()
+    return await access.durable.scan.run(lambda connection: read_feed(connection, cursor, _PAGE))
+
+
+async def _wait(access: TieredAccess) -> None:
+    """Wait until this process sees a new commit, at most as long as a hit may be stale: others do not tell us."""
+    access.require_usable()
+    waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    timer = asyncio.get_running_loop().call_later(max(access.coherence.staleness_s, _SHORTEST_WAIT_S), _wake, waiting)
+    access.waiting.add(waiting)
+    try:
+        await waiting
+    finally:
+        timer.cancel()
+        access.waiting.discard(waiting)
+    access.require_usable()
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)

@@ -1,0 +1,287 @@
+"""The way to OpenTelemetry.
+
+It is imported when a store asks for it, and only its API: what is done with spans and metrics is up to the SDK that the
+application sets up. Metrics are asked for, not told: their callbacks read the store's own statistics, so reads pay
+nothing for them. Only distributions are told, once a batch, because OpenTelemetry has no histogram that is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+from memory_store.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import CallbackOptions, Meter, Observation
+    from opentelemetry.trace import Span as OtelSpan
+    from opentelemetry.trace import SpanContext
+
+__all__ = ["Metric", "Span", "Telemetry", "spanned"]
+
+C = TypeVar("C")
+T = TypeVar("T")
+
+_INSTANCE = "memory_store.instance"
+
+
+class Metric(NamedTuple):
+    """A measure that OpenTelemetry asks for.
+
+    Args:
+        name: as in the semantic conventions, "memory_store.cache.hits".
+        instrument: "counter" for what only grows, "sum" for amounts that add up, "gauge" for what does not.
+        unit: as UCUM writes it.
+        description: one sentence.
+        read: takes it from a store's statistics: a number, a number for each kind, or None for nothing to tell.
+    """
+
+    name: str
+    instrument: Literal["counter", "sum", "gauge"]
+    unit: str
+    description: str
+    read: Callable[[Any], float | Mapping[str, int] | None]
+
+
+class Span:
+    """Something that takes time, from its making until `end`. It can be used on any thread."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: OtelSpan) -> None:
+        self._span = span
+
+    def set(self, **attributes: str | int | float) -> None:
+        """Say more about it."""
+        for name, value in attributes.items():
+            self._span.set_attribute(f"memory_store.{name}", value)
+
+    def note(self, error: BaseException) -> None:
+        """Note an error that it got over."""
+        self._span.record_exception(error)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End it, with the error it failed with."""
+        if error is not None:
+            from opentelemetry.trace import Status, StatusCode
+
+            self._span.record_exception(error)
+            self._span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+        self._span.end()
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Make it the parent of the spans that are made in the block."""
+        from opentelemetry.trace import use_span
+
+        return use_span(self._span, end_on_exit=False, record_exception=False, set_status_on_exception=False)
+
+    def around(self, function: Callable[[C], T]) -> Callable[[C], T]:
+        """Return the function with this span as its current one."""
+
+        def run(argument: C) -> T:
+            with self.current():
+                return function(argument)
+
+        return run
+
+
+class _NoSpan(Span):
+    """Stands in where nothing is recorded."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        """Take nothing."""
+
+    def set(self, **attributes: str | int | float) -> None:
+        """Do nothing."""
+
+
+_OFF = nullcontext(_NoSpan())
+
+
+def spanned(telemetry: Telemetry | None, name: str) -> AbstractContextManager[Span]:
+    """Return `telemetry.span(name)`, or a block that records nothing where there is no telemetry."""
+    return _OFF if telemetry is None else telemetry.span(name)
+
+
+class Telemetry:
+    """One store's way to OpenTelemetry.
+
+    Args:
+        database: names it in spans and metrics (`db.namespace`).
+
+    Raises:
+        ConfigurationError: the package is not installed.
+    """
+
+    def __init__(self, database: str) -> None:
+        try:
+            from opentelemetry import trace
+        except ImportError as error:
+            raise ConfigurationError(
+                'telemetry=True needs OpenTelemetry: pip install "memory-store[telemetry]"'
+            ) from error
+        self.database = database
+        self.attributes: dict[str, str | int] = {"db.system.name": "sqlite", "db.namespace": database}
+        self._tracer = trace.get_tracer("memory_store", version("memory-store"))
+        self._histograms = _shared().histograms
+        self._read: Callable[[], Any] | None = None
+
+    def observe(self, metrics: Sequence[Metric], read: Callable[[], Any]) -> None:
+        """Let OpenTelemetry ask for metrics, on any of its threads, until `close`.
+
+        Args:
+            metrics: the same for every store of a process.
+            read: returns the store's statistics; must not fail.
+        """
+        self._read = read
+        _shared().add(self, metrics)
+
+    def close(self) -> None:
+        """Tell nothing more to metrics."""
+        self._read = None
+        _shared().remove(self)
+
+    def values(self, metric: Metric) -> list[tuple[float, dict[str, str | int]]]:
+        """Return what a metric is now, each value with its attributes."""
+        read = self._read
+        value = None if read is None else metric.read(read())
+        if value is None:
+            return []
+        if isinstance(value, Mapping):
+            return [(number, {**self.attributes, "kind": kind}) for kind, number in value.items()]
+        return [(value, self.attributes)]
+
+    def record(self, name: str, value: float) -> None:
+        """Add a value to a histogram."""
+        self._histograms[name].record(value, self.attributes)
+
+    def caller(self) -> SpanContext | None:
+        """Return the span that is current here, None for none."""
+        from opentelemetry.trace import get_current_span
+
+        found = get_current_span().get_span_context()
+        return found if found.is_valid else None
+
+    def begin(self, name: str, callers: Iterable[SpanContext | None], **attributes: int) -> Span:
+        """Begin what is done for callers: their span's child where it is one, else linked to all of theirs."""
+        from opentelemetry.context import Context
+        from opentelemetry.trace import Link, NonRecordingSpan, set_span_in_context
+
+        distinct = list(dict.fromkeys(callers))
+        context, links = Context(), list[Link]()
+        if len(distinct) == 1 and distinct[0] is not None:
+            context = set_span_in_context(NonRecordingSpan(distinct[0]), context)
+        else:
+            links = [Link(caller) for caller in distinct if caller is not None]
+        said = self.attributes | {f"memory_store.{name}": value for name, value in attributes.items()}
+        return Span(self._tracer.start_span(name, context, attributes=said, links=links))
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[Span]:
+        """Record the block, as part of the current span; what it raises is recorded as well."""
+        span = Span(self._tracer.start_span(name, attributes=self.attributes))
+        with span.current():
+            try:
+                yield span
+            except asyncio.CancelledError:
+                span.set(cancelled=True)
+                span.end()
+                raise
+            except BaseException as error:
+                span.end(error)
+                raise
+            span.end()
+
+
+# Where the values of a histogram are told apart; OpenTelemetry's own boundaries are made for milliseconds.
+_SECONDS = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
+_POWERS = [2.0**n for n in range(10)]
+_HISTOGRAMS = (
+    ("memory_store.commit.duration", "s", "Time of a group commit, from its begin to its end on disk.", _SECONDS),
+    ("memory_store.commit.writes", "{write}", "Writes that shared a group commit.", _POWERS),
+    ("memory_store.read.keys", "{key}", "Keys read together from the database.", _POWERS),
+)
+
+
+class _Shared:
+    """What all stores of a process share: OpenTelemetry never takes an instrument back, so there is one of each."""
+
+    def __init__(self) -> None:
+        from opentelemetry.metrics import get_meter
+
+        self._meter: Meter = get_meter("memory_store", version("memory-store"))
+        self.histograms = {
+            name: self._meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=bounds)
+            for name, unit, description, bounds in _HISTOGRAMS
+        }
+        self._lock = threading.Lock()
+        self._known: set[str] = set()
+        # Weak, so that a store that is dropped without being closed can go.
+        self._open: list[weakref.ref[Telemetry]] = []
+
+    def add(self, telemetry: Telemetry, metrics: Sequence[Metric]) -> None:
+        with self._lock:
+            others = self.open()
+            # Two open stores on one file, as on two event loops, must not answer under the same name.
+            taken = [other.attributes.get(_INSTANCE, 1) for other in others if other.database == telemetry.database]
+            number = next(number for number in range(1, len(taken) + 2) if number not in taken)
+            if number > 1:
+                telemetry.attributes[_INSTANCE] = number
+            self._open = [weakref.ref(each) for each in (*others, telemetry)]
+            new = [metric for metric in metrics if metric.name not in self._known]
+            self._known.update(metric.name for metric in new)
+        for metric in new:  # outside the lock: an SDK that asks holds one of its own
+            self._create(metric)
+
+    def remove(self, telemetry: Telemetry) -> None:
+        with self._lock:
+            self._open = [weakref.ref(other) for other in self.open() if other is not telemetry]
+
+    def open(self) -> list[Telemetry]:
+        return [telemetry for reference in self._open if (telemetry := reference()) is not None]
+
+    def _create(self, metric: Metric) -> None:
+        from opentelemetry.metrics import Observation
+
+        def answer(_options: CallbackOptions) -> list[Observation]:
+            return [Observation(value, known) for telemetry in self.open() for value, known in telemetry.values(metric)]
+
+        create = {
+            "counter": self._meter.create_observable_counter,
+            "sum": self._meter.create_observable_up_down_counter,
+            "gauge": self._meter.create_observable_gauge,
+        }[metric.instrument]
+        create(metric.name, [answer], metric.unit, metric.description)
+
+    def forget(self) -> None:
+        """In a forked child: its copies of the stores are the parent's, and a lock may have been held."""
+        self._lock, self._open = threading.Lock(), []
+
+
+_MAKING = threading.Lock()
+_MADE: list[_Shared] = []
+
+
+def _shared() -> _Shared:
+    with _MAKING:
+        if not _MADE:
+            _MADE.append(_Shared())
+        return _MADE[0]
+
+
+def _forget() -> None:
+    global _MAKING
+    _MAKING = threading.Lock()
+    for made in _MADE:
+        made.forget()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,1 @@
+"""Deterministic simulation of the coherence code: several processes, one database, one seed."""

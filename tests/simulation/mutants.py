@@ -1,0 +1,234 @@
+"""The protocol with one of its rules taken out: the simulation must notice each.
+
+A mutant is a change of the library's own source text, so it says exactly which rule is gone, and it fails to apply when
+that text has changed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from memory_store.access import TieredAccess
+from memory_store.cache import reconcile
+from memory_store.cache.coherence import Coherence
+from memory_store.cache.keeper import CacheKeeper
+from memory_store.cache.readthrough import ReadThrough
+from memory_store.cache.shelf import Shelf
+from memory_store.cache.tier import CacheTier
+from memory_store.durable import log, reader
+from memory_store.durable.commits import LogWriter
+from tests.simulation.seams import replaced
+
+__all__ = ["MUTANTS", "Mutant", "mutated"]
+
+
+class Edit(NamedTuple):
+    """A piece of a function's text, and what stands there instead."""
+
+    owner: Any
+    function: str
+    old: str
+    new: str
+
+
+class Mutant(NamedTuple):
+    """One rule taken out.
+
+    Args:
+        name: which rule.
+        edits: what is changed in the library.
+        gaps: whether instead the database hands out positions that become visible out of order.
+    """
+
+    name: str
+    edits: tuple[Edit, ...] = ()
+    gaps: bool = False
+
+
+_CONNECTS = "known in (commit.follows, commit.head)"
+
+MUTANTS = (
+    # Those that the design names.
+    Mutant(
+        "no dirty mark on fills in flight",
+        (Edit(CacheTier, "_touch", "watch = self._watched.get(key)", "return\n    watch = None"),),
+    ),
+    Mutant(
+        "no tail in the write",
+        (
+            Edit(LogWriter, "begin", "None if head == known else read_run(connection, known, head)", "None"),
+            Edit(Coherence, "publish", _CONNECTS, "commit.position > known.position"),
+        ),
+    ),
+    Mutant(
+        "no nonce in a running process",
+        (Edit(log, "read_run", "nonce_at(connection, known.position, head) != known.nonce", "False"),),
+    ),
+    Mutant(
+        "no nonce in the saved cache",
+        (
+            Edit(reconcile, "_compare", "nonce != then.nonce", "False"),
+            Edit(reconcile, "_compare", "read_run(connection, then,", "read_run(connection, then._replace(nonce=nonce),"),
+        ),
+    ),
+    Mutant(
+        "the watermark of the saved cache is taken after its entries",
+        (Edit(CacheKeeper, "save", "Header(self._version_key, head,", "Header(self._version_key, self._cache.head,"),),
+    ),
+    Mutant(
+        "a joiner accepts the result of an older flight",
+        (Edit(ReadThrough, "land", "head.position >= min(seen, watermark.position)", "True"),),
+    ),
+    Mutant("a plain sequence: positions become visible out of order", gaps=True),
+    # Others.
+    Mutant("floors are ignored", (Edit(Shelf, "read", "now + self.age_offset_s or rows[1] < space.floor", "now"),)),
+    Mutant(
+        "what others changed is not dropped",
+        (Edit(CacheTier, "apply", "entry is not None and entry_as_of(entry) < position", "False"),),
+    ),
+    Mutant(
+        "freshness counts from the end of a look",
+        (Edit(Coherence, "look", "self._looked(began", "self._looked(boot_s()"),),
+    ),
+    Mutant(
+        "freshness counts from the end of a slow look",
+        (Edit(Coherence, "refresh_slowly", "self._looked(began", "self._looked(boot_s()"),),
+    ),
+    Mutant(
+        "a restart lets reads under way pass",
+        (Edit(CacheTier, "restart", "watch.touched = NEVER", "pass"),),
+    ),
+    Mutant(
+        "a restart lets rebuilds and loads under way pass",
+        (Edit(CacheTier, "restart", "fence.floor = NEVER", "pass"),),
+    ),
+    Mutant(
+        "a restart keeps entries from a later position",
+        (Edit(CacheTier, "restart", "self.clear()", "pass"),),
+    ),
+    Mutant(
+        "a large commit does not mark fills in flight",
+        (Edit(CacheTier, "_invalidate", "self._watched.keys() & keys", "()"),),
+    ),
+    Mutant(
+        "a large commit drops nothing",
+        (Edit(CacheTier, "_invalidate", "self._entries.keys() & keys", "()"),),
+    ),
+    Mutant(
+        "a commit is published though the watermark is past it",
+        (
+            Edit(Coherence, "publish", _CONNECTS, f"commit.position < known.position or {_CONNECTS}"),
+            Edit(CacheTier, "publish", "self.head = commit.head", "self.head = max(self.head, commit.head)"),
+        ),
+    ),
+    Mutant(
+        "a commit replaces what was read after it",
+        (Edit(CacheTier, "_publish", "old is None or entry_as_of(old) < commit.position", "True"),),
+    ),
+    Mutant(
+        "a commit follows the watermark if its position is the next one",
+        (Edit(Coherence, "publish", _CONNECTS, "commit.position - known.position in (0, 1)"),),
+    ),
+    Mutant(
+        "parts are appended to an entry below the floor",
+        (Edit(CacheTier, "_apply", "entry_as_of(old) >= space.floor", "True"),),
+    ),
+    Mutant(
+        "a late run need not come past the watermark",
+        (Edit(log, "advance", "changes is None or not any(", "changes is None or any(() and "),),
+    ),
+    Mutant(
+        "a log that cannot say what changed counts as no change",
+        (Edit(Coherence, "_take", "self.cache.restart(run.head)", "self.cache.apply((), run.head)"),),
+    ),
+    Mutant(
+        "more changes than are read count as read",
+        (Edit(log, "read_run", "len(rows) > limit or ", ""),),
+    ),
+    Mutant(
+        "rows are read in a later snapshot than the head",
+        (
+            Edit(reader, "snapshot_of", 'connection.execute("BEGIN")', "pass"),
+            Edit(reader, "snapshot_of", 'connection.execute("COMMIT")', "pass"),
+        ),
+    ),
+    Mutant(
+        "a position of another process is not waited for",
+        (Edit(Coherence, "refresh", "stale or at_least > self.cache.head.position", "stale"),),
+    ),
+    Mutant(
+        "linearizable reads do not look",
+        (Edit(Coherence, "refresh", "stale = linearizable or ", "stale = "),),
+    ),
+    Mutant(
+        "nothing is ever stale",
+        (Edit(Coherence, "refresh", "now - self.looked_at >= self.staleness_s", "self.looked_at < 0"),),
+    ),
+    Mutant(
+        "reads past the cache do not bring it up",
+        (Edit(TieredAccess, "rows_by_id", "await self.coherence.catch_up(at_least)", "pass"),),
+    ),
+    Mutant(
+        "a counted number outlives changes",
+        (Edit(CacheTier, "read_result", "entry_as_of(entry) < reads.changed", "False"),),
+    ),
+    Mutant(
+        "a saved entry is adopted though it changed meanwhile",
+        (
+            Edit(CacheTier, "adopt", " or not fence.lets_pass(key, entry_as_of(entry))", ""),
+            Edit(CacheTier, "adopt_many", "fence.is_untouched and ", ""),
+        ),
+    ),
+    Mutant(
+        "saved entries are adopted ahead of the watermark",
+        (Edit(CacheKeeper, "_adopt_saved", "await self._coherence.catch_up()", "pass"),),
+    ),
+    Mutant(
+        "entries newer than its watermark are saved",
+        (Edit(CacheKeeper, "_collect", "head.position, is_now=is_now", "1 << 60, is_now=is_now"),),
+    ),
+)
+
+
+def _changed(edits: list[Edit]) -> Any:
+    """Return a function with pieces of its text replaced, in the namespace of its module."""
+    original = inspect.unwrap(getattr(edits[0].owner, edits[0].function))
+    text = textwrap.dedent(inspect.getsource(original))
+    for edit in edits:
+        if text.count(edit.old) != 1:
+            raise LookupError(f"{edit.function} has {text.count(edit.old)} times {edit.old!r}: bring the mutant up to date")
+        text = text.replace(edit.old, edit.new)
+    made: dict[str, Any] = {}
+    module = sys.modules[original.__module__]
+    exec(compile(text, f"<mutant of {edits[0].function}>", "exec", flags=_ANNOTATIONS), vars(module), made)
+    function = made[edits[0].function]
+    function.__defaults__ = original.__defaults__
+    return function
+
+
+_ANNOTATIONS = __import__("__future__").annotations.compiler_flag
+
+
+@contextmanager
+def mutated(mutant: Mutant) -> Iterator[None]:
+    """Run with a mutant in place of the library."""
+    places: list[tuple[Any, str, Any]] = []
+    functions = dict.fromkeys((edit.owner, edit.function) for edit in mutant.edits)
+    for owner, name in functions:
+        original = getattr(owner, name)
+        changed = _changed([edit for edit in mutant.edits if (edit.owner, edit.function) == (owner, name)])
+        owners = [owner] if inspect.isclass(owner) else _modules_with(name, original)
+        places += [(one, name, changed) for one in owners]
+    with replaced(places):
+        yield
+
+
+def _modules_with(name: str, function: Any) -> list[Any]:
+    """Return the modules that have a function under its name: who imported it keeps it."""
+    modules = [module for key, module in sys.modules.items() if key.startswith("memory_store.")]
+    return [module for module in modules if vars(module).get(name) is function]
