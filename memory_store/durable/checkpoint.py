@@ -7,7 +7,7 @@ import sqlite3
 
 from memory_store.clock import boot_s
 from memory_store.durable.lock import FileLock
-from memory_store.errors import MemoryStoreError
+from memory_store.errors import DurableUnavailableError, MemoryStoreError
 from memory_store.telemetry import Telemetry, spanned
 
 __all__ = ["Checkpointer", "sync_log"]
@@ -88,17 +88,23 @@ class Checkpointer:
 
 
 def sync_log(path: str) -> None:
-    """Sync what an earlier process left in a database's write-ahead log.
+    """Sync what an earlier process left in a database's write-ahead log, and its name.
 
     After a kill it can hold a whole commit that was never synced. Recovery believes it, and so would everything that
     is answered from it, until a power cut takes it back. Opening the log beside SQLite is safe: its locks are on the
     other files.
+
+    Raises:
+        DurableUnavailableError: it cannot be synced.
     """
     try:
-        descriptor = os.open(path + "-wal", os.O_RDWR | os.O_CLOEXEC)
+        for name in (path + "-wal", os.path.dirname(path)):  # noqa: PTH120 - as `wal_bytes`
+            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     except FileNotFoundError:
         return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        raise DurableUnavailableError(f"the write-ahead log of {path} cannot be synced: {error.strerror}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import apsw
@@ -54,6 +54,11 @@ class Connection:
             self._session.check()
             raise _as_sqlite3(error) from error
         self._session.check()
+
+    def beside_sqlite(self, work: Callable[[], None]) -> None:
+        """Do something with the session's files that is none of SQLite's own."""
+        with self._translated():
+            work()
 
     @property
     def in_transaction(self) -> bool:

@@ -94,6 +94,8 @@ class Library:
 
     def _open(self) -> None:
         self.connection = self.connect()
+        # As `memory_store.durable.checkpoint.sync_log`, which works on real files.
+        self.connection.beside_sqlite(lambda: vfs.sync_beside(self.session, f"{DATABASE}-wal"))
         self.revision = schema.read_revision(cast(Any, self.connection))
         self.reader: Connection | None = None
         self._lock = FileLock(str(Path(self._real) / "lock"), 0.05)

@@ -18,7 +18,7 @@ import apsw
 from tests.power.disk import Disk, File
 from tests.power.machine import Machine, Session, io_error
 
-__all__ = ["NAME", "SESSIONS", "install", "reset_randomness"]
+__all__ = ["NAME", "SESSIONS", "install", "reset_randomness", "sync_beside"]
 
 NAME = "power"
 SESSIONS: dict[str, Session] = {}
@@ -175,6 +175,22 @@ class _FileSystem(apsw.VFS):
         """Drop what SQLite could not hand to a caller: only errors that were made here are raised here."""
         if not isinstance(error, apsw.Error):
             raise error
+
+
+def sync_beside(session: Session, label: str) -> None:
+    """Do what the library does beside SQLite when it opens a database: sync a file and the names of the folder."""
+    machine = session.machine
+    file = machine.disk.names.get(label)
+    if file is None:
+        return
+
+    def done(share: float) -> None:
+        if share:
+            machine.sync(file)
+            if not machine.lies:
+                machine.disk.sync_folder()
+
+    machine.step(session, f"sync {label}", done, lambda forget: file.forget() if forget else None)
 
 
 def _create(session: Session, label: str, flags: int) -> File:

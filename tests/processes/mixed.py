@@ -13,8 +13,9 @@ from pathlib import Path
 from tests.fault.support import Child
 from tests.processes.checker import Verdict, judge
 from tests.processes.history import Operation, load, now_ns
+from tests.processes.reads import Plan
 from tests.processes.truth import integrity_problems, read_log
-from tests.processes.workload import NAMESPACE, Plan, actor_of, use
+from tests.processes.workload import NAMESPACE, actor_of, use
 
 STALENESS_S = 0.05
 # Half of them each; one of each half closes its store and opens it again; one has room for a few entries only; one only
@@ -43,7 +44,6 @@ def run_processes(
     histories = [folder / f"{number}.history" for number in range(count)]
     # Where each tells its neighbour the positions of its commits.
     pipes = [multiprocessing.Pipe(duplex=False) for _ in range(count)]
-    ends_at_ns = now_ns() + int(seconds * 1e9)
     with ExitStack() as held:
         children = []
         for number in range(count):
@@ -51,7 +51,6 @@ def run_processes(
                 number=number,
                 freshness=FRESHNESS[number],
                 staleness_s=STALENESS_S,
-                ends_at_ns=ends_at_ns,
                 seed=seed * 10 + number,
                 reopens_after_s=REOPENS_AFTER_S[number],
                 cache_max_bytes=CACHE_BYTES[number],
@@ -62,6 +61,11 @@ def run_processes(
             children.append(
                 held.enter_context(Child(use, f"sqlite:///{path}", plan, str(histories[number]), tells, told))
             )
+        for child in children:
+            assert child.receive() == "ready"
+        ends_at_ns = now_ns() + int(seconds * 1e9)
+        for child in children:  # they all open a database that is not there yet
+            child.send(ends_at_ns)
         for child in children:
             assert child.receive(seconds + 60) is None
     for receiving, sending in pipes:

@@ -7,16 +7,15 @@ of a pair are only written together, so half a transaction shows.
 from __future__ import annotations
 
 import asyncio
-import random
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from memory_store import ConflictError, Episode, MemoryStore, RecordNotFoundError
 from tests.fault.support import Parent
-from tests.processes.history import DOMAINS, EPISODES, PAIRS, Recorder, now_ns
+from tests.processes.history import EPISODES, PAIRS, now_ns
+from tests.processes.reads import Plan, Reads
 from tests.processes.values import CHANGED, episode_of, parts, step_of, whole
 
 NAMESPACE = "shared"
@@ -25,26 +24,11 @@ TASKS = 3
 _PAUSE_S = 0.002
 
 
-class Plan(NamedTuple):
-    """What one process does."""
-
-    number: int
-    freshness: str
-    staleness_s: float
-    ends_at_ns: int
-    seed: int
-    reopens_after_s: float = 0.0
-    """0: it keeps its store open."""
-    cache_max_bytes: int = 1 << 20
-    writes: float = 1.0
-    """Share of the writes it was to make that it makes: who writes all the time always knows the newest commit."""
-    quiet: bool = False
-    """Whether it makes only calls that the cache alone can answer: whatever misses it learns of the newest commit."""
-
-
 def use(parent: Parent, url: str, plan: Plan, history: str, neighbour: Connection, own: Connection) -> None:
-    """Work until the end of the plan, then write the history to its file."""
-    worker = Worker(url, plan, neighbour, own)
+    """Say "ready", work until the moment that comes as the answer, then write the history to its file."""
+    parent.send("ready")
+    ends_at_ns: int = parent._connection.recv()
+    worker = Worker(url, plan, ends_at_ns, neighbour, own)
     asyncio.run(worker.work())
     worker.recorder.save(Path(history))
 
@@ -54,24 +38,14 @@ def actor_of(process: int) -> str:
     return f"process {process}"
 
 
-class Worker:
+class Worker(Reads):
     """The calls of one process."""
-
-    def __init__(self, url: str, plan: Plan, neighbour: Connection, own: Connection) -> None:
-        self.plan, self.recorder = plan, Recorder(plan.number)
-        self._url, self._neighbour, self._own = url, neighbour, own
-        self._random = random.Random(plan.seed)
-        # Two changes of one record in one commit are told apart by their revisions, which start again after a delete:
-        # a process does not delete what it is writing, nor the reverse. Other processes never share a commit with it.
-        self._writing: Counter[str] = Counter()
-        self._deleting: set[str] = set()
-        self._steps: list[str] = []
 
     async def work(self) -> None:
         """Use the store, closing it and opening it again as planned."""
         plan = self.plan
-        while now_ns() < plan.ends_at_ns:
-            until = plan.ends_at_ns
+        while now_ns() < self._ends_at_ns:
+            until = self._ends_at_ns
             if plan.reopens_after_s:
                 until = min(until, now_ns() + int(plan.reopens_after_s * 1e9))
             self.store = MemoryStore(
@@ -100,67 +74,6 @@ class Worker:
             if self._random.random() < 0.3:
                 await asyncio.sleep(self._random.choice([0, 0, _PAUSE_S]))
             await self._take_hand_overs()
-
-    def _fresh(self) -> tuple[str, dict[str, Any]]:
-        """Choose a freshness: mostly the store's own."""
-        if self._random.random() < (0.999 if self.plan.quiet else 0.75):
-            return self.plan.freshness, {}
-        fresh = self._random.choice(["bounded", "linearizable"])
-        # A call may ask for more than the store gives, or less.
-        return fresh, {"freshness": fresh}
-
-    async def get(self) -> None:
-        id_ = self._any_id()
-        fresh, keywords = self._fresh()
-        began = now_ns()
-        found = await self.store.episodes.get(id_, **keywords)
-        self.recorder.note("get", began, fresh, [(f"episode/{id_}", whole(found))])
-
-    async def get_many(self) -> None:
-        ids = [self._any_id() for _ in range(self._random.randrange(1, 6))]  # the same one twice as well
-        fresh, keywords = self._fresh()
-        began = now_ns()
-        found = await self.store.episodes.get_many(ids, **keywords)
-        for id_, record in zip(ids, found, strict=True):
-            wrong = "" if record is None or record.id == id_ else f"in the place of {id_}"
-            self.recorder.note("get_many", began, fresh, [(f"episode/{id_}", whole(record))], wrong=wrong)
-
-    async def of(self) -> None:
-        id_ = self._any_id()
-        fresh, keywords = self._fresh()
-        began = now_ns()
-        found = await self.store.steps.of(id_, **keywords)
-        self.recorder.note("of", began, fresh, [(f"steps/{id_}", parts(found))])
-
-    async def step(self) -> None:
-        if self._steps:
-            id_ = self._random.choice(self._steps)
-            began = now_ns()
-            found = await self.store.steps.get(id_)  # past the cache
-            self.recorder.note("steps.get", began, "linearizable", [(f"step/{id_}", found and found.revision)])
-
-    async def count(self) -> None:
-        domain = self._random.choice(["", *DOMAINS])
-        fresh, keywords = self._fresh()
-        began = now_ns()
-        found = await self.store.episodes.count(Episode.c.domain == domain if domain else None, **keywords)
-        self.recorder.note("count", began, fresh, [(f"count/{domain}", found)])
-
-    async def list(self) -> None:
-        domain = self._random.choice(DOMAINS)
-        began = now_ns()
-        page = await self.store.episodes.list(Episode.c.domain == domain, limit=1000)  # past the cache
-        listed = tuple((record.id, *whole(record)) for record in page.items)
-        self.recorder.note("list", began, "linearizable", [(f"list/{domain}", listed)])
-
-    async def cancelled_get(self) -> None:
-        """Ask and go away: whoever shares the read must still get it."""
-        task = asyncio.ensure_future(self.store.episodes.get(self._any_id(), freshness="linearizable"))
-        await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.result()
 
     async def put(self) -> None:
         await self._put(self._any_single())
@@ -317,14 +230,8 @@ class Worker:
                 seen = (f"steps/{id_}", parts(await self.store.steps.of(id_, at_least=position)))
             self.recorder.note("hand-over", began, self.plan.freshness, [seen], at_least=position)
 
-    def _any_id(self) -> str:
-        return self._random.choice(_IDS)
-
     def _any_single(self) -> str:
         return self._random.choice([id_ for id_ in EPISODES if id_ not in self._deleting])
-
-
-_IDS = [*EPISODES, *(id_ for pair in PAIRS for id_ in pair)]
 
 
 _CALLS: dict[Callable[[Worker], Coroutine[Any, Any, None]], int] = {
