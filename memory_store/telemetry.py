@@ -3,32 +3,53 @@
 It is imported when a store asks for it, and only its API: what is done with spans and metrics is up to the SDK that the
 application sets up. Metrics are asked for, not told: their callbacks read the store's own statistics, so reads pay
 nothing for them. Only distributions are told, once a batch, because OpenTelemetry has no histogram that is asked for.
+
+What an application's samplers, processors and exporters raise is logged and goes no further: a write must not fail, and
+the writer not stop, because nobody can be told of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 from memory_store.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.metrics import CallbackOptions, Meter, Observation
+    from opentelemetry.trace import Link, SpanContext
     from opentelemetry.trace import Span as OtelSpan
-    from opentelemetry.trace import SpanContext
 
 __all__ = ["Metric", "Span", "Telemetry", "spanned"]
 
 C = TypeVar("C")
+P = ParamSpec("P")
 T = TypeVar("T")
 
+_LOG = logging.getLogger("memory_store")
 _INSTANCE = "memory_store.instance"
+
+
+def _harmless(method: Callable[P, None]) -> Callable[P, None]:
+    """Log what a method raises, and go on."""
+
+    @wraps(method)
+    def call(*arguments: P.args, **named: P.kwargs) -> None:
+        try:
+            method(*arguments, **named)
+        except Exception:
+            _LOG.exception("OpenTelemetry failed")
+
+    return call
 
 
 class Metric(NamedTuple):
@@ -57,15 +78,18 @@ class Span:
     def __init__(self, span: OtelSpan) -> None:
         self._span = span
 
+    @_harmless
     def set(self, **attributes: str | int | float) -> None:
         """Say more about it."""
         for name, value in attributes.items():
             self._span.set_attribute(f"memory_store.{name}", value)
 
+    @_harmless
     def note(self, error: BaseException) -> None:
         """Note an error that it got over."""
         self._span.record_exception(error)
 
+    @_harmless
     def end(self, error: BaseException | None = None) -> None:
         """End it, with the error it failed with."""
         if error is not None:
@@ -159,6 +183,7 @@ class Telemetry:
             return [(number, {**self.attributes, "kind": kind}) for kind, number in value.items()]
         return [(value, self.attributes)]
 
+    @_harmless
     def record(self, name: str, value: float) -> None:
         """Add a value to a histogram."""
         self._histograms[name].record(value, self.attributes)
@@ -175,19 +200,20 @@ class Telemetry:
         from opentelemetry.context import Context
         from opentelemetry.trace import Link, NonRecordingSpan, set_span_in_context
 
-        distinct = list(dict.fromkeys(callers))
+        # By number: a span's context cannot be hashed.
+        distinct = list({caller and (caller.trace_id, caller.span_id): caller for caller in callers}.values())
         context, links = Context(), list[Link]()
         if len(distinct) == 1 and distinct[0] is not None:
             context = set_span_in_context(NonRecordingSpan(distinct[0]), context)
         else:
             links = [Link(caller) for caller in distinct if caller is not None]
         said = self.attributes | {f"memory_store.{name}": value for name, value in attributes.items()}
-        return Span(self._tracer.start_span(name, context, attributes=said, links=links))
+        return self._start(name, context, said, links)
 
     @contextmanager
     def span(self, name: str) -> Iterator[Span]:
         """Record the block, as part of the current span; what it raises is recorded as well."""
-        span = Span(self._tracer.start_span(name, attributes=self.attributes))
+        span = self._start(name, None, self.attributes, [])
         with span.current():
             try:
                 yield span
@@ -199,6 +225,17 @@ class Telemetry:
                 span.end(error)
                 raise
             span.end()
+
+    def _start(
+        self, name: str, context: Context | None, attributes: Mapping[str, str | int], links: Sequence[Link]
+    ) -> Span:
+        try:
+            return Span(self._tracer.start_span(name, context, attributes=attributes, links=links))
+        except Exception:
+            from opentelemetry.trace import INVALID_SPAN
+
+            _LOG.exception("OpenTelemetry failed")
+            return Span(INVALID_SPAN)
 
 
 # Where the values of a histogram are told apart; OpenTelemetry's own boundaries are made for milliseconds.

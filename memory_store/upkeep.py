@@ -20,13 +20,14 @@ from memory_store.cache.snapshot import FILE_NAME
 from memory_store.cache.verify import CHECK, check_saved_cache
 from memory_store.config import Settings, resolve_settings
 from memory_store.durable import schema
-from memory_store.durable.backup import require_elsewhere, require_unused, restore_backup, write_backup
+from memory_store.durable.backup import require_elsewhere, require_unused, write_backup
 from memory_store.durable.dialects.sqlite import translate
 from memory_store.durable.engine import Target, parse_url
 from memory_store.durable.examine import cache_folder, require_file
 from memory_store.durable.findings import Findings, Problem, Watcher
 from memory_store.durable.log import read_head
 from memory_store.durable.repair import repair_database
+from memory_store.durable.replacement import restore_backup
 from memory_store.durable.verify import CHECKS, check_database, opened_to_read
 from memory_store.errors import ConfigurationError, DurableUnavailableError
 from memory_store.store import Namespace

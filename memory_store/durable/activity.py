@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sqlalchemy import bindparam, func, literal_column, select
 
 from memory_store.durable.changes import CHANGES, SHARD, HeadState
-from memory_store.durable.log import STORE, read_head
+from memory_store.durable.log import STORE, nonce_at, read_head
 from memory_store.durable.statements import dialect
 
 __all__ = ["Growth", "read_growth"]
@@ -41,6 +41,8 @@ def read_growth(connection: sqlite3.Connection, known: HeadState | None) -> Grow
     try:
         head = read_head(connection)
         if known is None or head[2:] != known[2:] or head.position < known.position:
+            return Growth(head, None)
+        if nonce_at(connection, known.position, head) != known.nonce:
             return Growth(head, None)
         return Growth(head, dict(connection.execute(_counts_select(), (known.position, STORE)).fetchall()))
     finally:

@@ -130,7 +130,11 @@ POINTS = [
     Case("transaction", get("episode", "e"), in_a_transaction),
     Case("delete", get("episode", "e"), lambda s: s.episodes.delete("e")),
     Case("absence ends", get("episode", "new"), lambda s: s.episodes.put(make_episode(id="new"))),
-    Case("bulk", get("episode", "e"), lambda s: s.episodes.put_many([make_episode(id=i) for i in ["e", *map(str, range(1100))]])),
+    Case(
+        "bulk",
+        get("episode", "e"),
+        lambda s: s.episodes.put_many([make_episode(id=i) for i in ["e", *map(str, range(1100))]]),
+    ),
     Case("get_many", get_many, lambda s: s.episodes.update("other", domain="mobile")),
     Case("get_many absence ends", get_many, lambda s: s.episodes.put(make_episode(id="nobody"))),
     Case("append", parts_of("step"), lambda s: s.steps.append("e", make_step("e"))),

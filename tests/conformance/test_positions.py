@@ -1,4 +1,4 @@
-"""`record.position`, `transaction.position` and `store.position`: the place of a write in the log, and in nothing else."""
+"""`record.position`, `transaction.position` and `store.position`: the place of a write in the log, no more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from memory_store import ConflictError, Episode, MemoryStore
+from memory_store import ConflictError, Episode, MemoryStore, Transaction
 from memory_store.records import RECORDS
 from tests.fault.support import database
 from tests.unit.samples import CHANGE, MAKE, make_episode, make_pattern, make_step, values_of
@@ -121,11 +121,17 @@ async def test_a_transaction_that_changes_nothing_has_none(store: MemoryStore) -
         await reading.episodes.get("e1")
         assert not await reading.episodes.delete("nobody")
     assert reading.position is None
-    with pytest.raises(ConflictError):
+    transactions: list[Transaction] = []
+
+    async def fail() -> None:
         async with store.transaction() as failing:
+            transactions.append(failing)
             await failing.episodes.put(make_episode(id="e2"))
             await failing.episodes.update("e1", expected_revision=9, domain="mobile")
-    assert failing.position is None
+
+    with pytest.raises(ConflictError):
+        await fail()
+    assert [failing.position for failing in transactions] == [None]
     assert store.position == position
 
 

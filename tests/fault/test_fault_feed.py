@@ -74,10 +74,14 @@ async def test_closing_ends_a_feed_whose_caller_is_busy(held: int, patient: Memo
     await patient.episodes.put_many([episode(f"e{i}") for i in range(held)])
     await take(feed)
     await patient.close()
-    with pytest.raises(StoreClosedError):
+
+    async def go_on() -> None:
         async with asyncio.timeout(PROMPTLY_S):
             for _ in range(held):
                 await anext(feed)
+
+    with pytest.raises(StoreClosedError):
+        await go_on()
 
 
 @pytest.mark.parametrize("ticks", range(8))
@@ -311,6 +315,16 @@ async def test_a_log_trimmed_under_a_feed_that_is_behind(patient: MemoryStore, f
     await ends_with(PositionLostError, feed)
 
 
+async def test_a_hole_in_the_log_is_lost_and_not_stepped_over(patient: MemoryStore, path: Path) -> None:
+    start = patient.position
+    await some_changes(patient, 6, "e")
+    known = await cursors(patient)
+    with database(path) as connection:
+        connection.execute("DELETE FROM changes WHERE position IN (?, ?)", (start + 3, start + 4))
+    await ends_with(PositionLostError, patient.follow(after=known[start + 2]))
+    assert await take(patient.follow(after=known[start + 5])) == ["e5"]
+
+
 async def test_a_cursor_of_another_database_is_lost(patient: MemoryStore, tmp_path: Path) -> None:
     async with MemoryStore(f"sqlite:///{tmp_path}/another.db") as another:
         await some_changes(another, 3, "theirs")
@@ -327,9 +341,7 @@ def backup(source: Path, target: Path) -> None:
         origin.backup(copy)
 
 
-async def test_a_database_taken_back_under_a_feed_ends_it(
-    patient: MemoryStore, path: Path, tmp_path: Path
-) -> None:
+async def test_a_database_taken_back_under_a_feed_ends_it(patient: MemoryStore, path: Path, tmp_path: Path) -> None:
     await some_changes(patient, 2, "e")
     backup(path, tmp_path / "backup.db")
     feed = patient.follow()

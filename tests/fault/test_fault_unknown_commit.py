@@ -97,7 +97,9 @@ async def unknown(store: MemoryStore, id_: str = "perhaps") -> str:
 def barriers(path: Path) -> int:
     """How many barriers the log holds."""
     with database(path) as connection:
-        return len(connection.execute("SELECT 1 FROM changes WHERE kind = 'store' AND operation = 'barrier'").fetchall())
+        return len(
+            connection.execute("SELECT 1 FROM changes WHERE kind = 'store' AND operation = 'barrier'").fetchall()
+        )
 
 
 async def test_every_way_to_write_tells_that_the_outcome_is_unknown(broken: MemoryStore) -> None:
@@ -272,7 +274,20 @@ async def test_a_committed_write_is_yes(file_store: MemoryStore, tmp_path: Path)
     assert await file_store.resolve(f"{store_id}.{put.position}.{nonce ^ 1:x}") is False
 
 
-TORN = ["", "x", "a.b.c", "a.1", "1.2.3.4", "a.-1.b", "a.1.g", " a.1.b", "a.1.b\n", "a.1.b ", "A.1.B", "a.1." + "f" * 17]
+TORN = [
+    "",
+    "x",
+    "a.b.c",
+    "a.1",
+    "1.2.3.4",
+    "a.-1.b",
+    "a.1.g",
+    " a.1.b",
+    "a.1.b\n",
+    "a.1.b ",
+    "A.1.B",
+    "a.1." + "f" * 17,
+]
 
 
 @pytest.mark.parametrize("token", TORN, ids=ascii)

@@ -337,8 +337,10 @@ async def test_writers_of_two_processes_go_on_over_a_restore(path: Path, backup:
                 ledger += [writer.receive() for _ in range(5)]
             restored.append((await upkeep.restore(backup, url_of(path))).position)
         for writer in writers:
-            while not ledger or ledger[-1][0] <= restored[-1]:  # what it told before is still in the pipe
-                ledger.append(writer.receive())
+            position = 0
+            while position <= restored[-1]:  # what it told before is still in the pipe
+                position = (message := writer.receive())[0]
+                ledger.append(message)
             ledger += [writer.receive() for _ in range(5)]
     finally:
         for writer in writers:

@@ -18,7 +18,7 @@ import pytest
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
@@ -34,6 +34,7 @@ from memory_store import (
 from memory_store.config import resolve_settings
 from memory_store.distribution import Distribution
 from memory_store.statistics import METRICS
+from tests.docs.pages import rows_of
 
 REPOSITORY = Path(__file__).parents[2]
 HISTOGRAMS = {"memory_store.commit.duration", "memory_store.commit.writes", "memory_store.read.keys"}
@@ -48,11 +49,25 @@ SPANS = {
 }
 
 
+class Breakable(SpanProcessor):
+    """A span processor of the application, which can break at a span's start or end."""
+
+    breaks = ""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        """Break, or do nothing."""
+        assert self.breaks != "start"
+
+    def on_end(self, span: Any) -> None:
+        """Break, or do nothing."""
+        assert self.breaks != "end"
+
+
 class Collected:
     """What the SDK was given."""
 
-    def __init__(self, spans: InMemorySpanExporter, reader: InMemoryMetricReader) -> None:
-        self._spans, self._reader = spans, reader
+    def __init__(self, spans: InMemorySpanExporter, reader: InMemoryMetricReader, breakable: Breakable) -> None:
+        self._spans, self._reader, self.breakable = spans, reader, breakable
 
     def spans(self, name: str | None = None) -> list[ReadableSpan]:
         """The finished spans of the store, oldest first."""
@@ -87,9 +102,10 @@ def sdk() -> Iterator[Collected]:
     spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
     tracing, metering = TracerProvider(), MeterProvider([reader])
     tracing.add_span_processor(SimpleSpanProcessor(spans))
+    tracing.add_span_processor(breakable := Breakable())
     trace.set_tracer_provider(tracing)
     metrics.set_meter_provider(metering)
-    yield Collected(spans, reader)
+    yield Collected(spans, reader, breakable)
     metering.shutdown()
     tracing.shutdown()
 
@@ -313,10 +329,13 @@ async def test_a_transaction_is_a_span_and_the_block_is_inside(told: MemoryStore
 
 
 async def test_what_ends_a_transaction_is_recorded(told: MemoryStore, collected: Collected) -> None:
-    with pytest.raises(KeyError):
+    async def fail() -> None:
         async with told.transaction() as tx:
             await tx.episodes.put(episode())
             raise KeyError("plan")
+
+    with pytest.raises(KeyError):
+        await fail()
     [failed] = collected.spans("memory_store.transaction")
 
     assert (failed.status.status_code, failed.status.description) == (StatusCode.ERROR, "KeyError: 'plan'")
@@ -325,12 +344,15 @@ async def test_what_ends_a_transaction_is_recorded(told: MemoryStore, collected:
 
 
 async def test_a_cancelled_transaction_is_cancelled_and_no_error(told: MemoryStore, collected: Collected) -> None:
+    inside = asyncio.Event()
+
     async def never() -> None:
         async with told.transaction():
+            inside.set()
             await asyncio.Event().wait()
 
     task = asyncio.create_task(never())
-    await asyncio.sleep(0.05)
+    await inside.wait()
     task.cancel()
     await asyncio.wait({task})
     [span] = collected.spans("memory_store.transaction")
@@ -434,11 +456,34 @@ async def test_it_can_be_asked_on_another_thread_while_the_store_works(
     assert [record.getMessage() for record in caplog.records] == []
 
 
+@pytest.mark.parametrize("breaks", ["start", "end"])
+async def test_what_breaks_in_the_application_s_telemetry_breaks_nothing_else(
+    breaks: str, told: MemoryStore, collected: Collected, caplog: pytest.LogCaptureFixture
+) -> None:
+    collected.breakable.breaks = breaks
+    try:
+        stored = await told.episodes.put(episode())
+        async with told.transaction() as tx:
+            await tx.episodes.update(stored.id, domain="cli")
+        await told.cache.clear()
+        found = await told.episodes.get(stored.id)
+    finally:
+        collected.breakable.breaks = ""
+
+    assert found is not None
+    assert found.domain == "cli"
+    # Commit, transaction, save, read: one line each.
+    assert [record.getMessage() for record in caplog.records] == ["OpenTelemetry failed"] * 4
+    assert {record.name for record in caplog.records} == {"memory_store"}
+
+
 def test_every_name_is_on_the_page() -> None:
     page = (REPOSITORY / "docs" / "howto" / "observe.md").read_text("utf-8")
+    kinds = {"counter": "counter", "sum": "up-down counter", "gauge": "gauge"}
 
-    missing = {name for name in {metric.name for metric in METRICS} | HISTOGRAMS | SPANS if f"`{name}`" not in page}
-    assert missing == set()
+    told = {row[0]: row[1] for row in rows_of(page, first_heading="metric") if "histogram" not in row[1]}
+    assert told == {f"`{m.name}`": f"{kinds[m.instrument]}, `{m.unit}`" for m in METRICS}
+    assert {name for name in HISTOGRAMS | SPANS if f"| `{name}` |" not in page} == set()
 
 
 async def test_no_span_has_a_name_that_is_not_listed(told: MemoryStore, collected: Collected) -> None:

@@ -242,9 +242,7 @@ async def test_positions_of_a_lost_past_are_lost(ours: MemoryStore, path: Path, 
     assert await ours.episodes.get(put.id) is None
 
 
-async def test_a_read_under_way_while_the_database_is_taken_back(
-    ours: MemoryStore, path: Path, tmp_path: Path
-) -> None:
+async def test_a_read_under_way_while_the_database_is_taken_back(ours: MemoryStore, path: Path, tmp_path: Path) -> None:
     """It has seen the lost past and arrives when the cache stands in another one."""
     backup(path, tmp_path / "backup.db")
     for state in ("lost", "lost again"):

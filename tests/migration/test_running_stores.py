@@ -97,9 +97,7 @@ async def test_running_caches_are_dropped_at_the_next_look(store: MemoryStore, p
 
 @pytest.mark.parametrize("looks", [True, False], ids=["after a look", "before any look"])
 @pytest.mark.parametrize("name", WRITES)
-async def test_a_library_that_is_too_old_writes_nothing(
-    name: str, looks: bool, store: MemoryStore, path: str
-) -> None:
+async def test_a_library_that_is_too_old_writes_nothing(name: str, looks: bool, store: MemoryStore, path: str) -> None:
     change_schema(path, NEWER)
     before = query(path, "SELECT position, epoch, writing FROM head")
     rows = query(path, "SELECT * FROM episodes"), query(path, "SELECT * FROM steps")

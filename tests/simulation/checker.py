@@ -6,7 +6,8 @@ the oldest is taken to be the one observed, which is the most lenient reading of
 that follow each other.
 
 A database taken back behind everybody's back begins a new past. A process may answer from the one before as long as
-its freshness allows, and once it has shown that it knows the new one, never again.
+its freshness allows, counted from the moment when everything that was under way at the time has arrived (nothing tells
+such an answer from a newer one), and once it has shown that it knows the new past, never again.
 """
 
 from __future__ import annotations
@@ -115,14 +116,15 @@ class Checker:
             floor = reading.floors[past]
         else:  # it began during the read
             floor = min([reading.floors[-1], *(one.fork for one in lineages[len(reading.floors) : past + 1])])
+        over = reading.process.landed[past] if past < len(reading.process.landed) else float("inf")
         if reading.linearizable:
             if past < reading.past:
-                return None
+                return floor if over >= reading.began else None
             forks = [one.fork for one in lineages[reading.past + 1 : past + 1]]
             floor = max(floor, min([reading.head, *forks]))
         else:
             since = reading.began - reading.process.staleness_s
-            if lineage.ended < since:
+            if over < since:
                 return None
             floor = max(floor, lineage.position_at(since))
         # A position that this past had not reached is one of another past: it may be refused, or mean nothing.
@@ -161,6 +163,7 @@ class Checker:
         """Note that the database was taken back."""
         fork = self._database.lineages[-1].fork
         for process in processes:
+            process.rewound()
             process.floors.append(min(process.floors[-1], fork))
 
     def invariant(self, process: Process) -> None:

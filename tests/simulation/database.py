@@ -67,13 +67,12 @@ class Version:
 
 
 class Lineage:
-    """One past of the database: its versions, and how long it was the present."""
+    """One past of the database: its versions, and the position it began with."""
 
-    __slots__ = ("ended", "fork", "versions")
+    __slots__ = ("fork", "versions")
 
     def __init__(self, versions: list[Version], fork: int) -> None:
         self.versions, self.fork = versions, fork
-        self.ended = float("inf")
 
     def position_at(self, time: float) -> int:
         """Return the newest position that was visible at a time; where it began later, the one it began with."""
@@ -154,9 +153,8 @@ class Database:
 
     def rewind(self, commits: int) -> None:
         """Take the database back by some commits, behind everybody's back."""
-        versions, now = self.versions, self._clock()
+        versions = self.versions
         kept = versions[: max(1, len(versions) - commits)]
-        self.lineages[-1].ended = now
         self.current = kept[-1]
         self.lineages.append(Lineage(kept, self.current.head.position))
 

@@ -77,7 +77,7 @@ class Process:
     """
 
     def __init__(self, number: int, database: Database, clock: Clock, disk: Disk, rng: random.Random) -> None:
-        self.number, self.database = number, database
+        self.number, self.database, self.clock = number, database, clock
         self.loop = SteppedLoop(clock)
         self.staleness_s = rng.choice((1 / 16, 1 / 16, 1 / 8))
         self.freshness: Any = "linearizable" if rng.random() < 0.2 else "bounded"
@@ -101,6 +101,9 @@ class Process:
         """For each past of the database, the newest position that was observed or acknowledged here."""
         self.past = len(database.lineages) - 1
         """The newest past that this process has proved to know."""
+        self.landed = [float("-inf")] * self.past
+        """For each past that is over, when the last answer had arrived that was made in it."""
+        self._under_way: list[SteppedThread] = []
         self.loop.create_task(self.open(), name=f"open {number}")
 
     def _lane(self, role: str) -> Lane:
@@ -162,15 +165,30 @@ class Process:
                     found.append(thread)
         return found
 
+    def rewound(self) -> None:
+        """Note that the database was taken back: answers made before that may be on their way."""
+        self._under_way = [thread for thread in self.threads if thread.answers]
+        self.landed.append(float("inf"))
+        self._land()
+
+    def _land(self) -> None:
+        if not self._under_way and not self.loop.ready:
+            now = self.clock.now
+            self.landed = [min(time, now) for time in self.landed]
+
     def go_on(self, what: SteppedThread | None) -> str:
         """Do one step, and return what it was."""
         self.changed = True
         if what is None:
             self.loop.step()
+            if self.landed and self.landed[-1] > self.clock.now:
+                self._land()
             return "loop"
         index = self.threads.index(what)
         if what.answers:
             self.loop.hand_over(what)
+            if what in self._under_way:
+                self._under_way.remove(what)
             return f"answer of thread {index}"
         self.loop.run_thread(what)
         return f"thread {index}"

@@ -18,11 +18,11 @@ from tests.simulation.world import CURRENT
 
 __all__ = ["replaced", "simulated"]
 
-_PUBLISH_LIMIT = 4
+_PUBLISH_LIMIT = 2
 _LIMITS: list[tuple[Any, str, Any]] = [
     (tier, "PUBLISH_LIMIT", _PUBLISH_LIMIT),
     (operations, "PUBLISH_LIMIT", _PUBLISH_LIMIT),
-    (log.read_run, "__defaults__", (_PUBLISH_LIMIT * 2,)),
+    (log.read_run, "__defaults__", (8,)),
     (reader, "_BATCH_KEYS", 2),
     (writer, "_BATCH_ROWS", 4),
     (keeper, "_COPY_AT_ONCE", 1),

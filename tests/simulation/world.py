@@ -39,7 +39,7 @@ class History:
         self._started = 0
         self._wanted = rng.choice((1, 2, 2, 3, 3, 4))
         # Taking the database back behind everybody's back makes every other promise weaker, so most histories do not.
-        self._rewinds = rng.random() < 0.25
+        self._rewinds = rng.random() < 0.3
         self._faults = rng.random() < 0.5
         self._fuse = self._draw_fuse()
         self._omen = False
@@ -61,14 +61,17 @@ class History:
         return 3 + int(self.rng.random() ** 2 * 120)
 
     def _before_statement(self, connection: Connection, text: str) -> None:
+        if connection.role == "probe" and self._faults and self.rng.random() < 0.06 and text != "COMMIT":
+            self.note("  the database is being recovered: the probe cannot look")
+            raise driver_error(sqlite3.SQLITE_BUSY, "busy")
         self._fuse -= 1
         if self._fuse > 0:
             return
         self._fuse = self._draw_fuse()
         roll = self.rng.random()
         if roll < 0.3 and self._faults:
-            # A probe meets a database under recovery, or a lane a lock that does not go away.
-            if text != "COMMIT" and connection.owner and (connection.role == "probe" or not connection.in_transaction):
+            # A lane meets a lock that does not go away.
+            if text != "COMMIT" and connection.owner and not connection.in_transaction:
                 self.note(f"  the database is busy for {connection.role} of {getattr(connection.owner, 'number', 0)}")
                 raise driver_error(sqlite3.SQLITE_BUSY, "busy")
         else:
@@ -136,6 +139,8 @@ class History:
         elif roll < 66:
             for _ in range(1 if rng.random() < 0.75 else 3):
                 self._call(process, *self.clients.a_write(process))
+            if rng.random() < 0.3:
+                self._call(process, *self.clients.a_read(process))
         elif roll < 86:
             self._outside((roll - 66) * 100 / 20)
         elif roll < 89:
@@ -172,7 +177,9 @@ class History:
         assert process.keeper is not None
         name, roll = "save", self.rng.random()
         work: Any = process.keeper.save()
-        self._omen = self._omen or self.rng.random() < 0.12
+        if self.rng.random() < 0.25:
+            self._omen = True
+            self._call(process, *self.clients.a_write(process))
         if roll > 0.75:
             work.close()
             name, work = ("clear", process.keeper.clear()) if roll < 0.85 else ("rebuild", process.keeper.rebuild())

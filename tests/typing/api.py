@@ -91,7 +91,7 @@ async def verbs(store: MemoryStore) -> None:
     assert_type(await episodes.put_many(item for item in [episode]), list[Episode])
     assert_type(await episodes.get("x"), Episode | None)
     assert_type(await episodes.get("x", freshness="linearizable"), Episode | None)
-    assert_type(await episodes.get("x", freshness="bounded", at_least=episode.position or 0), Episode | None)
+    assert_type(await episodes.get("x", freshness="bounded", at_least=episode.position), Episode | None)
     assert_type(await episodes.get_many(["x"]), list[Episode | None])
     assert_type(await episodes.get_many(["x"], freshness="linearizable", at_least=7), list[Episode | None])
     assert_type(await episodes.update("x", expected_revision=1, status="completed"), Episode)

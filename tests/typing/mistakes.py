@@ -12,7 +12,7 @@ async def mistakes(store: MemoryStore, episode: Episode, step: Step) -> None:
     await store.episodes.get(5)  # type: ignore[arg-type]
     await store.episodes.get("x", freshness="eventual")  # type: ignore[arg-type]
     await store.episodes.get("x", "linearizable")  # type: ignore[call-arg]
-    await store.episodes.get("x", at_least=episode.position)  # type: ignore[arg-type]
+    await store.episodes.get("x", at_least="7")  # type: ignore[arg-type]
     await store.episodes.put(episode, "key")  # type: ignore[call-arg]
     await store.resolve(7)  # type: ignore[arg-type]
     episode.position = 7  # type: ignore[misc]
