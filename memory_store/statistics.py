@@ -9,7 +9,7 @@ from memory_store.access import TieredAccess
 from memory_store.cache.entries import Counters
 from memory_store.clock import boot_s
 from memory_store.distribution import Distribution
-from memory_store.telemetry import Metric
+from memory_store.instruments import Metric
 
 __all__ = ["METRICS", "StoreStats", "collect"]
 

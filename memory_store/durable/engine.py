@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
@@ -104,11 +105,14 @@ def parse_url(url: str | URL) -> Target:
             "three slashes for a relative path (sqlite:///agent.db), four for an absolute one"
         )
     parameters = {name: value if isinstance(value, str) else value[-1] for name, value in parsed.query.items()}
+    if isinstance(url, str):  # SQLAlchemy drops blank values, but `cache_path=` says something
+        parameters |= dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
     if parsed.database in (None, "", ":memory:"):
         return Target(":memory:", True, parameters)
     if "\0" in parsed.database or parsed.database.startswith("file:"):
         raise ConfigurationError(f"not a plain path: {parsed.database!r:.120}")
-    return Target(str(Path(parsed.database).absolute()), False, parameters)
+    # Without links: two names of one file must share its lock file, as they share SQLite's own files.
+    return Target(os.path.realpath(parsed.database), False, parameters)
 
 
 def make_engine(target: Target, timeout_s: float) -> AsyncEngine:

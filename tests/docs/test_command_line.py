@@ -15,9 +15,21 @@ import memory_store.cli
 from tests.docs.pages import PAGES, REPOSITORY, blocks_of, name_of
 
 # Fixed: scripts and people rely on them.
-COMMANDS = {"upgrade", "check", "history", "import", "export", "list", "show", "stats", "doctor", "demo"} | {
-    f"cache {command}" for command in ("status", "rebuild", "clear")
-}
+COMMANDS = {
+    "upgrade",
+    "check",
+    "history",
+    "import",
+    "export",
+    "list",
+    "show",
+    "stats",
+    "doctor",
+    "demo",
+    "backup",
+    "restore",
+    "verify",
+} | {f"cache {command}" for command in ("status", "rebuild", "clear")}
 
 
 def apps() -> Iterator[typer.Typer]:

@@ -68,9 +68,9 @@ class Clients:
 
     # Reads
 
-    def a_read(self, process: Process) -> tuple[str, Coroutine[Any, Any, None]]:
-        """Return some read."""
-        rng, roll = self._rng, self._rng.random()
+    def a_read(self, process: Process, *, again: bool = False) -> tuple[str, Coroutine[Any, Any, None]]:
+        """Return some read; `again` for one of what was written last."""
+        rng, roll = self._rng, 0.0 if again else self._rng.random()
         freshness = None if rng.random() < 0.7 else rng.choice(("linearizable", "bounded"))
         at_least = 0
         if self.positions and rng.random() < 0.1:
@@ -80,8 +80,9 @@ class Clients:
             count = 1 if rng.random() < 0.8 else 3
             kind = ("episode", "step")[rng.random() < 0.45]
             ids = [IDS[int(rng.random() ** 1.5 * 3)]] if count == 1 else list(IDS)
-            if count == 1 and rng.random() < 0.4:  # most races are about one key
-                kind, namespace, ids[0] = self._written
+            if again or (count == 1 and rng.random() < 0.4):  # most races are about one key
+                kind, namespace, id_ = self._written
+                ids = [id_]
             name = f"get {kind} {namespace}/{','.join(ids)} {freshness or ''} {at_least or ''}"
             return name, self._get(process, kind, namespace, ids, freshness, at_least)
         if roll < 0.9:
@@ -149,6 +150,19 @@ class Clients:
         name, operation = self._operation()
         return name, self._write(process, operation)
 
+    def an_append(self, process: Process) -> tuple[str, Coroutine[Any, Any, None]]:
+        """Return an append of one or two parts to an episode that there is, where there is one."""
+        episodes = [key for key in self._database.current.tables if key[0] == "episode"]
+        _, namespace, id_ = self._rng.choice(episodes) if episodes else ("", "a", "e0")
+        name, operation = self._append(namespace, id_, self._rng.choice((1, 2)))
+        return name, self._write(process, operation)
+
+    def _append(self, namespace: str, id_: str, many: int) -> tuple[str, Operation]:
+        self._written = ("step", namespace, id_)
+        tokens = [self.token() for _ in range(many)]
+        rows = [step_row(f"s{token}", id_, token) for token in tokens]
+        return f"append {many} to {namespace}/{id_}", Put(STEP, namespace, rows)
+
     def _operation(self) -> tuple[str, Operation]:
         rng, roll = self._rng, self._rng.random()
         namespace, id_ = NAMESPACES[rng.random() < 0.3], IDS[int(rng.random() ** 1.5 * 3)]
@@ -166,10 +180,7 @@ class Clients:
             rows = [episode_row(one, self.token()) for one in IDS]
             return f"put all of {namespace}", Put(EPISODE, namespace, rows)
         if roll < 0.82 or not steps:
-            many = rng.choice((1, 1, 2, 3))  # three are more than the publish limit
-            tokens = [self.token() for _ in range(many)]
-            rows = [step_row(f"s{token}", id_, token) for token in tokens]
-            return f"append {many} to {namespace}/{id_}", Put(STEP, namespace, rows)
+            return self._append(namespace, id_, rng.choice((1, 1, 2, 3)))  # three are more than the publish limit
         row = rng.choice(steps)
         if roll < 0.9:
             return f"delete step {namespace}/{row[0]}", Delete(STEP, namespace, row[0], None)

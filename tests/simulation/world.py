@@ -39,11 +39,13 @@ class History:
         self._started = 0
         self._wanted = rng.choice((1, 2, 2, 3, 3, 4))
         # Taking the database back behind everybody's back makes every other promise weaker, so most histories do not.
-        self._rewinds = rng.random() < 0.3
+        self._favourite = rng.choice(("", "", "rewind", "restart", "slow", "parts"))
+        self._rewinds = self._favourite == "rewind" or rng.random() < 0.1
         self._faults = rng.random() < 0.5
         self._fuse = self._draw_fuse()
-        self._omen = False
-        """Whether power may be cut soon: what a cut takes back matters most to a cache that was just saved."""
+        self._saved = False
+        self._recovering = 0
+        """Looks that the probe cannot take yet."""
         self.database.tick = self._before_statement
         self.clock.tick = self._at_clock
 
@@ -61,7 +63,8 @@ class History:
         return 3 + int(self.rng.random() ** 2 * 120)
 
     def _before_statement(self, connection: Connection, text: str) -> None:
-        if connection.role == "probe" and self._faults and self.rng.random() < 0.06 and text != "COMMIT":
+        if connection.role == "probe" and self._recovering and text != "COMMIT":
+            self._recovering -= 1
             self.note("  the database is being recovered: the probe cannot look")
             raise driver_error(sqlite3.SQLITE_BUSY, "busy")
         self._fuse -= 1
@@ -123,15 +126,14 @@ class History:
         if len(self.processes) < self._wanted and rng.random() < 0.3:
             self._start()
             return
-        if self._omen and rng.random() < 0.3:
-            self._omen = False
-            self._power_cut()
-            return
         roll = rng.random() * 100
         process = rng.choice(self.processes) if self.processes else None
         if process is None or not process.is_open:
             if roll < 30:
                 self._outside(rng.random() * 40)
+            return
+        if self._favourite and rng.random() < 0.2:
+            self._do_favourite(process)
             return
         if roll < 42:
             for _ in range(1 if rng.random() < 0.7 else 3):
@@ -152,6 +154,35 @@ class History:
             self._keep(process)
         else:
             self._end(process)
+
+    def _do_favourite(self, process: Process) -> None:
+        """Do what this history does more often than others: rare things are met where they come in numbers."""
+        roll = self.rng.random()
+        if self._favourite == "parts":
+            self._call(process, *self.clients.an_append(process))
+            self._call(process, *self.clients.a_read(process, again=True))
+        elif self._favourite == "slow":
+            self._recovering = 3
+            self._call(process, *self.clients.a_read(process))
+            self.clock.pass_(50)
+        elif self._favourite == "rewind":
+            if self.database.locked_by is None and roll < 0.4:
+                self._rewind()
+            else:
+                self._call(process, *(self.clients.a_read if roll < 0.7 else self.clients.a_write)(process))
+        elif self._saved and roll < 0.5:
+            self._saved = False
+            self._power_cut()
+            self._start()
+        else:
+            # Saved while entries change, and while another process opens, which will read it.
+            self._saved = True
+            self._save(process)
+            self._call(process, *self.clients.a_write(process))
+            if roll > 0.7:
+                for other in [one for one in self.processes if one is not process][:1]:
+                    self._kill(other)
+                self._start()
 
     def _call(self, process: Process, name: str, call: Any) -> None:
         self.note(f"process {process.number}: {name}")
@@ -175,15 +206,17 @@ class History:
     def _keep(self, process: Process) -> None:
         """Something is done with the cache as a whole."""
         assert process.keeper is not None
-        name, roll = "save", self.rng.random()
-        work: Any = process.keeper.save()
-        if self.rng.random() < 0.25:
-            self._omen = True
-            self._call(process, *self.clients.a_write(process))
-        if roll > 0.75:
-            work.close()
-            name, work = ("clear", process.keeper.clear()) if roll < 0.85 else ("rebuild", process.keeper.rebuild())
-        self._call(process, f"cache.{name}", work)
+        roll = self.rng.random()
+        if roll < 0.75:
+            self._save(process)
+        elif roll < 0.85:
+            self._call(process, "cache.clear", process.keeper.clear())
+        else:
+            self._call(process, "cache.rebuild", process.keeper.rebuild())
+
+    def _save(self, process: Process) -> None:
+        assert process.keeper is not None
+        self._call(process, "cache.save", process.keeper.save())
 
     def _end(self, process: Process) -> None:
         if self.rng.random() < 0.35:
@@ -308,7 +341,7 @@ class History:
             if not any(process.options() for process in self.processes):
                 break
         self.clock.pass_(256)
-        self._faults, self._fuse = False, 1_000_000
+        self._faults, self._fuse, self._recovering = False, 1_000_000, 0
         for process in self.processes:
             process.calls = self._settle(process.calls)
             if process.is_open:
