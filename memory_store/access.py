@@ -157,12 +157,13 @@ class TieredAccess:
             known = self.cache.read_result(reads, query.id, now)
         if known is not None and known.total is not None:
             return known.total
+        watermark = self.cache.position
         # The position is read first: changes that come in between make the result void sooner than needed, never later.
         head, total = await self.durable.scan.run(
             lambda connection: (read_head(connection), int(connection.execute(*query).fetchone()[0]))
         )
         await self.coherence.catch_up()  # as in `rows_by_id`
-        if self.cache.knows(head):
+        if watermark <= head.position and self.cache.knows(head):  # else the database was taken back
             self.cache.put_result(reads, QueryResult(id=query.id, total=total), head.position)
         return total
 

@@ -167,17 +167,21 @@ class Coherence:
     def deliver(self, run: Run) -> None:
         """Take what a read or a write saw of the log, late and in any order."""
         known = self.cache.head
-        if not advance(self.cache, run) or not self.cache.knows(run.head):
-            self._look_or_doubt()  # the run's past is none any more, or the cache's
-        elif self.cache.head != known:
+        if advance(self.cache, run) and self.cache.knows(run.head):
+            if self.cache.head != known:
+                self._tell()
+        # Else the run's past is none any more, or the cache's.
+        elif not self._look_or_doubt() and is_rewind(run) and run.after == known:
+            self.cache.restart(run.head)  # it is the cache's; whoever reads next looks where the database stands now
             self._tell()
 
-    def _look_or_doubt(self) -> None:
+    def _look_or_doubt(self) -> bool:
         """Look where no caller could be told of a failure: whoever reads next looks again, and is."""
         try:
-            self.look()
+            return self.look()
         except MemoryStoreError:
             self.doubt()
+            return False
 
     def doubt(self) -> None:
         """Serve nothing before the head has been read again."""

@@ -11,6 +11,7 @@ from memory_store.cache.coherence import Coherence
 from memory_store.codec import pack_row
 from memory_store.durable.changes import HeadState
 from memory_store.durable.lane import Lane
+from memory_store.durable.log import is_rewind
 from memory_store.durable.reader import PlainKey, Snapshot, newest_keys, snapshot_of
 
 __all__ = ["Progress", "rebuild"]
@@ -52,7 +53,7 @@ async def rebuild(coherence: Coherence, scan: Lane, used: Sequence[PlainKey], pr
             snapshot = await scan.run(_reading(batch, cache.head))
             coherence.deliver(snapshot.run)
             as_of = snapshot.run.head.position
-            if not cache.knows(snapshot.run.head):
+            if is_rewind(snapshot.run) or not cache.knows(snapshot.run.head):
                 continue  # the database was taken back meanwhile
             for key, space, rows in zip(batch, spaces, snapshot.rows, strict=True):
                 packed = [pack_row(row) for row in rows]

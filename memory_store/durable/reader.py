@@ -15,7 +15,7 @@ from memory_store.codec import Row
 from memory_store.distribution import Distribution
 from memory_store.durable.changes import HeadState
 from memory_store.durable.lane import Lane
-from memory_store.durable.log import Listener, Run, read_head, read_run
+from memory_store.durable.log import Listener, Run, is_rewind, read_head, read_run
 from memory_store.durable.statements import STATEMENTS, batch_size, pad
 from memory_store.records import PARTS, RECORDS
 from memory_store.telemetry import Span, Telemetry
@@ -116,6 +116,11 @@ class Reader:
                 answer(None, [], error)
         else:
             self._listener.deliver(snapshot.run)
+            if is_rewind(snapshot.run):
+                # The listener knows now; what was read is older than what the callers may have seen already.
+                self._waiting[:0] = batch
+                self.start()
+                return
             head = snapshot.run.head
             for (_, answer, _), rows in zip(batch, snapshot.rows, strict=True):
                 answer(head, rows, None)

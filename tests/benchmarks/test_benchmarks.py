@@ -47,6 +47,16 @@ def test_every_row_of_the_budget_is_there() -> None:
         "open": ("at most", 15.0, "difference"),
         "import_package": ("at most", 1.15, "ratio"),
         "memory": ("at most", 1.35, "ratio"),
+        "hit_bounded": ("at most", 0.5, "difference"),
+        "hit_linearizable": ("at most", 2.0, "ratio"),
+        "linearizable_row": ("at least", 5.0, "ratio"),
+        "commit_1": ("at least", 0.9, "ratio"),
+        "commit_64": ("at least", 0.9, "ratio"),
+        "commit_512": ("at least", 0.9, "ratio"),
+        "visible": ("at most", 1.0, "ratio"),
+        "idle_feed": ("at most", 0.5, "ours"),
+        "save": ("at most", 1.5, "ratio"),
+        "warm": ("at most", 500.0, "ours"),
         "pause": ("at most", 10.0, "ours"),
     }
 

@@ -218,6 +218,7 @@ async def test_a_restored_older_copy_is_not_served_from_the_newer_cache(saved: S
     backup = tmp_path / "backup.db"
     shutil.copy(saved.path, backup)
     async with MemoryStore(saved.url) as store:
+        await store.cache.wait()  # or closing would keep the saved cache as it is
         await store.episodes.update("e1", status="completed")
     shutil.copy(backup, saved.path)
     assert "taken back to an earlier state" in (await reopened(saved)).reason
@@ -228,6 +229,7 @@ async def test_another_history_of_the_same_length_is_not_served_from_the_cache(s
     copy = tmp_path / "copy.db"
     shutil.copy(saved.path, copy)
     async with MemoryStore(saved.url) as store:
+        await store.cache.wait()  # or closing would keep the saved cache as it is
         await store.episodes.update("e1", status="completed", domain="first history")
     async with MemoryStore(f"sqlite:///{copy}") as store:
         await store.episodes.update("e1", status="failed", domain="second history")
@@ -243,6 +245,7 @@ async def test_a_history_that_went_on_past_the_saved_one_is_not_served_from_the_
     copy = tmp_path / "copy.db"
     shutil.copy(saved.path, copy)
     async with MemoryStore(saved.url) as store:
+        await store.cache.wait()  # or closing would keep the saved cache as it is
         await store.episodes.update("e1", status="completed", domain="first history")
     async with MemoryStore(f"sqlite:///{copy}") as store:
         for round_ in range(5):

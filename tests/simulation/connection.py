@@ -1,25 +1,19 @@
-"""A connection that answers the library's own statements, dispatched on their text, without SQL.
-
-Whatever text it does not know is an error: a changed statement must be looked at here.
-"""
+"""A connection that answers the library's own statements, without SQL: `statements.py` says which text is which."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
-from memory_store.durable import statements as sql
 from memory_store.durable.changes import HeadState
-from memory_store.durable.log import Logged, begin_epoch
-from memory_store.records import PARTS, RECORDS, RecordSpec
+from memory_store.durable.log import Logged
+from memory_store.records import PARTS, RecordSpec
 from tests.simulation.database import Database, Row, Tables, Version
 
-__all__ = ["COUNT", "Connection", "Cursor", "driver_error"]
+__all__ = ["COUNT", "Connection", "Cursor", "Handler", "driver_error"]
 
 COUNT = "count the episodes of a namespace"
-_PLACES = (1, 2, 4, 8, 16, 32)
 
 
 def driver_error(code: int, text: str) -> sqlite3.OperationalError:
@@ -49,6 +43,9 @@ class Cursor:
         return iter(self._rows)
 
 
+Handler = Callable[[Any, Sequence[Any]], Cursor]
+
+
 class Connection:
     """One connection, in autocommit unless a transaction was begun.
 
@@ -57,6 +54,9 @@ class Connection:
         owner: author of its commits.
         role: "probe", "read", "scan" or "write".
     """
+
+    handlers: ClassVar[dict[str, Handler]] = {}
+    """What answers a statement, by its text; filled by `statements.py`."""
 
     def __init__(self, database: Database, owner: object, role: str) -> None:
         self.database, self.owner, self.role = database, owner, role
@@ -72,11 +72,11 @@ class Connection:
 
     def execute(self, text: str, parameters: Sequence[Any] = ()) -> Cursor:
         self.database.tick(self, text)
-        return _HANDLERS[text](self, parameters)
+        return self.handlers[text](self, parameters)
 
     def executemany(self, text: str, rows: Iterable[Sequence[Any]]) -> Cursor:
         self.database.tick(self, text)
-        handler = _HANDLERS[text]
+        handler = self.handlers[text]
         return Cursor(None, sum(handler(self, row).rowcount for row in rows))
 
     def version(self) -> Version:
@@ -271,59 +271,3 @@ class Connection:
 
     def newest(self, kind: str, parameters: Sequence[Any]) -> Cursor:
         return Cursor([key[1:] for key in self.tables() if key[0] == kind][: parameters[0]])
-
-
-_Handler = Callable[[Any, Sequence[Any]], Cursor]
-
-
-def _for(method: Callable[[Connection, Any, Sequence[Any]], Cursor], bound: Any) -> _Handler:
-    return lambda connection, parameters: method(connection, bound, parameters)
-
-
-def _handlers() -> dict[str, _Handler]:
-    made: dict[str, _Handler] = {
-        "BEGIN": Connection.begin,
-        "BEGIN IMMEDIATE": Connection.begin_immediate,
-        "COMMIT": Connection.commit,
-        "ROLLBACK": Connection.roll_back,
-        "SAVEPOINT one": Connection.savepoint,
-        "ROLLBACK TO one": Connection.roll_back_to,
-        "RELEASE one": Connection.release,
-        sql.head_select(): Connection.select_head,
-        sql.head_claim(): Connection.claim_head,
-        sql.head_update(): Connection.update_head,
-        sql.log_insert(): Connection.insert_log,
-        sql.tail_select(): Connection.select_tail,
-        sql.nonce_select(): Connection.select_nonce,
-        COUNT: Connection.count,
-    }
-    for kind, spec in RECORDS.items():
-        texts = sql.STATEMENTS[kind]
-        for places in _PLACES:
-            # For a kind without a parent both are one text.
-            made[texts.get_by_id(places)] = _for(Connection.get_by_id, spec)
-            made[texts.get_many(places)] = _for(Connection.get, kind)
-        made[texts.get] = _for(Connection.get, kind)
-        made[texts.insert] = _for(Connection.insert, spec)
-        made[texts.replace] = _for(Connection.replace, spec)
-        made[texts.delete] = _for(Connection.delete, spec)
-        if spec.parent is None:
-            made[texts.newest] = _for(Connection.newest, kind)
-            continue
-        made[texts.has_parts] = _for(Connection.has_parts, kind)
-        for places in _PLACES:
-            made[texts.last_numbers(places)] = _for(Connection.last_numbers, spec)
-        if spec.number is not None:
-            made[texts.numbers] = _for(Connection.numbers, spec)
-            made[texts.renumber] = _for(Connection.renumber, spec)
-    begin_epoch(partial(_learn, made), "learn")
-    return made
-
-
-def _learn(made: dict[str, _Handler], text: str, _: Sequence[Any] = ()) -> Cursor:
-    """Take the text of the update that begins an epoch, which has no name of its own."""
-    made.setdefault(text, Connection.set_head)
-    return Cursor([(0, 0, "", 0)])
-
-
-_HANDLERS = _handlers()

@@ -7,6 +7,7 @@ when their answers reach the loop, is up to the scheduler: a thread's job runs i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -99,10 +100,8 @@ class SteppedLoop(asyncio.AbstractEventLoop):
         for task in self.tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
-                try:
+                with contextlib.suppress(RuntimeError):  # it waits for something in its `finally`
                     task.get_coro().close()  # type: ignore[union-attr]
-                except RuntimeError:  # it waits for something in its `finally`
-                    pass
         self.ready.clear()
         self.tasks.clear()
         self._timers.clear()

@@ -47,11 +47,13 @@ class Mutant(NamedTuple):
         name: which rule.
         edits: what is changed in the library.
         gaps: whether instead the database hands out positions that become visible out of order.
+        favourite: what the histories that look for it do more often, where it is rare.
     """
 
     name: str
     edits: tuple[Edit, ...] = ()
     gaps: bool = False
+    favourite: str | None = None
 
 
 _CONNECTS = "known in (commit.follows, commit.head)"
@@ -77,7 +79,9 @@ MUTANTS = (
         "no nonce in the saved cache",
         (
             Edit(reconcile, "_compare", "nonce != then.nonce", "False"),
-            Edit(reconcile, "_compare", "read_run(connection, then,", "read_run(connection, then._replace(nonce=nonce),"),
+            Edit(
+                reconcile, "_compare", "read_run(connection, then,", "read_run(connection, then._replace(nonce=nonce),"
+            ),
         ),
     ),
     Mutant(
@@ -98,14 +102,17 @@ MUTANTS = (
     Mutant(
         "freshness counts from the end of a look",
         (Edit(Coherence, "look", "self._looked(began", "self._looked(boot_s()"),),
+        favourite="slow",
     ),
     Mutant(
         "freshness counts from the end of a slow look",
         (Edit(Coherence, "refresh_slowly", "self._looked(began", "self._looked(boot_s()"),),
+        favourite="slow",
     ),
     Mutant(
         "a restart lets rebuilds and loads under way pass",
         (Edit(CacheTier, "restart", "fence.floor = NEVER", "pass"),),
+        favourite="rewind",
     ),
     Mutant(
         "a restart keeps entries from a later position",
@@ -129,6 +136,7 @@ MUTANTS = (
     Mutant(
         "a commit replaces what was read after it",
         (Edit(CacheTier, "_publish", "old is None or entry_as_of(old) < commit.position", "True"),),
+        favourite="parts",
     ),
     Mutant(
         "a commit follows the watermark if its position is the next one",
@@ -141,6 +149,7 @@ MUTANTS = (
     Mutant(
         "a late run need not come past the watermark",
         (Edit(log, "advance", "changes is None or not any(", "changes is None or any(() and "),),
+        favourite="rewind",
     ),
     Mutant(
         "a log that cannot say what changed counts as no change",
@@ -172,6 +181,7 @@ MUTANTS = (
     Mutant(
         "reads past the cache do not bring it up",
         (Edit(TieredAccess, "rows_by_id", "await self.coherence.catch_up(at_least)", "pass"),),
+        favourite="",
     ),
     Mutant(
         "a counted number outlives changes",
@@ -187,10 +197,12 @@ MUTANTS = (
     Mutant(
         "saved entries are adopted ahead of the watermark",
         (Edit(CacheKeeper, "_adopt_saved", "await self._coherence.catch_up()", "pass"),),
+        favourite="restart",
     ),
     Mutant(
         "entries newer than its watermark are saved",
         (Edit(CacheKeeper, "_collect", "head.position, is_now=is_now", "1 << 60, is_now=is_now"),),
+        favourite="restart",
     ),
 )
 
@@ -201,7 +213,9 @@ def _changed(edits: list[Edit]) -> Any:
     text = textwrap.dedent(inspect.getsource(original))
     for edit in edits:
         if text.count(edit.old) != 1:
-            raise LookupError(f"{edit.function} has {text.count(edit.old)} times {edit.old!r}: bring the mutant up to date")
+            raise LookupError(
+                f"{edit.function} has {text.count(edit.old)} times {edit.old!r}: bring the mutant up to date"
+            )
         text = text.replace(edit.old, edit.new)
     made: dict[str, Any] = {}
     module = sys.modules[original.__module__]

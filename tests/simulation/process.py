@@ -200,7 +200,7 @@ class Process:
         if version is None or version.head.position != cache.head.position:
             return [f"the watermark {cache.head} is no commit"]
         tables = version.tables
-        for key in cache.keys():
+        for key in cache.keys():  # noqa: SIM118 - it is no dictionary
             entry = cache._entries.peek(key)
             space, id_ = cache.space_of(key)
             if entry is None or space.kind == "query_result" or entry_as_of(entry) < space.floor:

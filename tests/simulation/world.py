@@ -2,109 +2,25 @@
 
 from __future__ import annotations
 
-import random
-import sqlite3
 from typing import Any
 
-from memory_store.durable.changes import HeadState
-from memory_store.durable.log import begin_epoch
-from tests.simulation.checker import Checker, Violation
-from tests.simulation.clients import Clients, foreign_change
-from tests.simulation.connection import Connection, driver_error
-from tests.simulation.database import Database
-from tests.simulation.loop import Clock
-from tests.simulation.process import Disk, Process
+from tests.simulation import statements
+from tests.simulation.checker import Violation
+from tests.simulation.environment import Environment, brief
+from tests.simulation.process import Process
 
 __all__ = ["CURRENT", "History", "run"]
 
+statements.install()
 
-class History:
-    """One history.
 
-    Args:
-        seed: decides everything.
-        trace: takes what happens, line by line; None to be fast.
-        gaps: whether the database hands out positions that become visible out of order (a mutant).
-    """
+class History(Environment):
+    """One history: what its clients do, and in which order everything goes on. Arguments as for `Environment`."""
 
-    def __init__(self, seed: int, trace: list[str] | None = None, *, gaps: bool = False) -> None:
-        self.seed, self.trace = seed, trace
-        self.rng = rng = random.Random(seed)
-        self.clock = Clock()
-        self.database = Database(rng, self.clock_now, gaps=gaps)
-        self.disk = Disk()
-        self.checker = Checker(self.database)
-        self.clients = Clients(self.database, self.clock, self.checker, rng, self.note)
-        self.processes: list[Process] = []
-        self._started = 0
-        self._wanted = rng.choice((1, 2, 2, 3, 3, 4))
-        # Taking the database back behind everybody's back makes every other promise weaker, so most histories do not.
-        self._favourite = rng.choice(("", "", "rewind", "restart", "slow", "parts"))
-        self._rewinds = self._favourite == "rewind" or rng.random() < 0.1
-        self._faults = rng.random() < 0.5
-        self._fuse = self._draw_fuse()
+    def __init__(self, seed: int, trace: list[str] | None, favourite: str | None, *, gaps: bool) -> None:
+        super().__init__(seed, trace, favourite, gaps=gaps)
         self._saved = False
-        self._recovering = 0
-        """Looks that the probe cannot take yet."""
-        self.database.tick = self._before_statement
-        self.clock.tick = self._at_clock
-
-    def clock_now(self) -> float:
-        return self.clock.now
-
-    def note(self, line: str) -> None:
-        """Add a line to the trace."""
-        if self.trace is not None:
-            self.trace.append(line)
-
-    # What happens in the middle of things
-
-    def _draw_fuse(self) -> int:
-        return 3 + int(self.rng.random() ** 2 * 120)
-
-    def _before_statement(self, connection: Connection, text: str) -> None:
-        if connection.role == "probe" and self._recovering and text != "COMMIT":
-            self._recovering -= 1
-            self.note("  the database is being recovered: the probe cannot look")
-            raise driver_error(sqlite3.SQLITE_BUSY, "busy")
-        self._fuse -= 1
-        if self._fuse > 0:
-            return
-        self._fuse = self._draw_fuse()
-        roll = self.rng.random()
-        if roll < 0.3 and self._faults:
-            # A lane meets a lock that does not go away.
-            if text != "COMMIT" and connection.owner and not connection.in_transaction:
-                self.note(f"  the database is busy for {connection.role} of {getattr(connection.owner, 'number', 0)}")
-                raise driver_error(sqlite3.SQLITE_BUSY, "busy")
-        else:
-            self._meanwhile()
-
-    def _at_clock(self) -> bool:
-        self._fuse -= 1
-        if self._fuse > 0:
-            return False
-        self._fuse = self._draw_fuse()
-        self._meanwhile()
-        return self.rng.random() < 0.5
-
-    def _meanwhile(self) -> None:
-        """Something happens while the process that is running is stopped between two statements."""
-        rng = self.rng
-        if rng.random() < 0.8 and self.database.locked_by is None:
-            self._foreign()
-        if rng.random() < 0.5:
-            self.clock.pass_(rng.choice((1, 40, 70, 200)))
-            self.note(f"  meanwhile it has become {self.clock.now}")
-
-    def _foreign(self) -> None:
-        self.database.commit_foreign(foreign_change(self.rng, self.clients.token))
-        self.note(f"  plain SQL: head {_brief(self.database.current.head)} {[row[2:] for row in self.database.current.log]}")
-
-    def _fails_commit(self) -> str:
-        if not self._faults or self.rng.random() > 0.04:
-            return ""
-        return self.rng.choice(("lost", "kept"))
+        """Whether a cache was saved a moment ago, in a history whose favourite are restarts."""
 
     # What is done
 
@@ -132,7 +48,7 @@ class History:
             if roll < 30:
                 self._outside(rng.random() * 40)
             return
-        if self._favourite and rng.random() < 0.2:
+        if self._favourite and rng.random() < (0.6 if self._saved else 0.2):
             self._do_favourite(process)
             return
         if roll < 42:
@@ -162,7 +78,10 @@ class History:
             self._call(process, *self.clients.an_append(process))
             self._call(process, *self.clients.a_read(process, again=True))
         elif self._favourite == "slow":
-            self._recovering = 3
+            if roll < 0.5:
+                self._recovering = 3
+            else:
+                self._fuse = 1 + int(self.rng.random() * 6)
             self._call(process, *self.clients.a_read(process))
             self.clock.pass_(50)
         elif self._favourite == "rewind":
@@ -170,16 +89,19 @@ class History:
                 self._rewind()
             else:
                 self._call(process, *(self.clients.a_read if roll < 0.7 else self.clients.a_write)(process))
-        elif self._saved and roll < 0.5:
+        elif self._saved and roll < 0.6:
             self._saved = False
+            self._go_on(40)  # so that it is on the disk
             self._power_cut()
             self._start()
         else:
             # Saved while entries change, and while another process opens, which will read it.
             self._saved = True
+            for _ in range(3):
+                self._call(process, *self.clients.a_write(process))
+            self._go_on(int(roll * 8))
             self._save(process)
-            self._call(process, *self.clients.a_write(process))
-            if roll > 0.7:
+            if roll > 0.8:
                 for other in [one for one in self.processes if one is not process][:1]:
                     self._kill(other)
                 self._start()
@@ -187,15 +109,6 @@ class History:
     def _call(self, process: Process, name: str, call: Any) -> None:
         self.note(f"process {process.number}: {name}")
         process.calls.append(process.loop.create_task(call))
-
-    def _start(self) -> None:
-        self._started += 1
-        if self.rng.random() < 0.08:
-            self._tear()
-        process = Process(self._started, self.database, self.clock, self.disk, self.rng)
-        process.connections["write"].fails_commit = self._fails_commit
-        self.processes.append(process)
-        self.note(f"process {process.number} starts, {process.freshness}, {process.staleness_s} s")
 
     def _cancel(self, process: Process) -> None:
         waiting = [call for call in process.calls if not call.done()]
@@ -226,71 +139,6 @@ class History:
         else:
             self._kill(process)
 
-    def _kill(self, process: Process) -> None:
-        self.note(f"process {process.number} is killed")
-        process.kill()
-        self.processes.remove(process)
-
-    def _outside(self, roll: float) -> None:
-        """Something happens to database, disk or clock."""
-        rng, database = self.rng, self.database
-        if roll < 35:
-            if database.locked_by is None:
-                self._foreign()
-        elif roll < 75:
-            self.clock.pass_(rng.choice((1, 8, 30, 64, 64, 130, 130, 900)))
-            self.note(f"it is {self.clock.now}")
-        elif roll < 84:
-            database.trim(database.current.head.position - int(rng.random() * 8))
-            self.note(f"the log is trimmed up to {database.current.trimmed}")
-        elif roll < 88:
-            self._begin_epoch()
-        elif roll < 91:
-            self._power_cut()
-        elif self._rewinds and database.locked_by is None:
-            self._rewind()
-
-    def _begin_epoch(self) -> None:
-        """Upgrade the database, or restore an older state as the library does it."""
-        if self.database.locked_by is not None:
-            return
-        connection = Connection(self.database, None, "restore")
-        connection.execute("BEGIN IMMEDIATE")
-        operation = self.rng.choice(("upgrade", "restore"))
-        if operation == "restore":
-            connection.restore(self.rng.choice(self.database.versions))
-        head = begin_epoch(connection.execute, operation)
-        connection.execute("COMMIT")
-        self.note(f"{operation}: {head}")
-
-    def _tear(self) -> None:
-        """The file of the saved cache is damaged, cut off, or an older one put back."""
-        disk, rng = self.disk, self.rng
-        if not disk.content:
-            return
-        roll = rng.random()
-        if roll < 0.4:
-            disk.content = rng.choice(disk.older)
-        elif roll < 0.7:
-            disk.content = disk.content[: int(rng.random() * len(disk.content))]
-        else:
-            place = int(rng.random() * len(disk.content))
-            damaged = bytearray(disk.content)
-            damaged[place] ^= 1 << int(rng.random() * 8)
-            disk.content = bytes(damaged)
-        self.note("the saved cache is not what it was")
-
-    def _power_cut(self) -> None:
-        """Every process dies at once, and the disk has lied about the last commits."""
-        for process in list(self.processes):
-            self._kill(process)
-        self._rewind()
-
-    def _rewind(self) -> None:
-        self.database.rewind(1 + int(self.rng.random() ** 2 * 5))
-        self.checker.rewound(self.processes)
-        self.note(f"the database is taken back to {self.database.current.head}")
-
     # The scheduler
 
     def _go_on(self, steps: int) -> None:
@@ -313,7 +161,7 @@ class History:
             before = process.cache.head
             done = process.go_on(what)
             if done != "loop" or before != process.cache.head:
-                self.note(f"  process {process.number}: {done}, at {_brief(process.cache.head)}")
+                self.note(f"  process {process.number}: {done}, at {brief(process.cache.head)}")
         if not process.alive and not process.loop.ready:
             self.processes.remove(process)
 
@@ -352,30 +200,25 @@ class History:
                     raise Violation(f"process {process.number} ends at {process.cache.head}")
             self.checker.invariant(process)
 
-
     def end(self) -> None:
         """Let go of everything."""
         for process in self.processes:
             process.kill()
 
 
-def run(seed: int, trace: list[str] | None = None, *, gaps: bool = False) -> History:
+def run(seed: int, trace: list[str] | None = None, favourite: str | None = None, *, gaps: bool = False) -> History:
     """Run the history of a seed.
 
     Raises:
         Violation: a promise was broken.
     """
-    history = History(seed, trace, gaps=gaps)
+    history = History(seed, trace, favourite, gaps=gaps)
     CURRENT.history = history
     try:
         history.run()
     finally:
         history.end()
     return history
-
-
-def _brief(head: HeadState) -> str:
-    return f"{head.position}#{head.nonce % 4096:03x}"
 
 
 class _Current:

@@ -166,7 +166,9 @@ def test_no_budget_caches_nothing() -> None:
 
 
 actions = st.tuples(
-    st.sampled_from(["fill", "publish", "delete", "append", "read", "adopt", "adopt many", "result", "theirs", "restart", "clear"]),
+    st.sampled_from(
+        ["fill", "publish", "delete", "append", "read", "adopt", "adopt many", "result", "theirs", "restart", "clear"]
+    ),
     st.integers(0, 12),
     st.sampled_from([0, 10, 300, 1500, 9000]),
 )

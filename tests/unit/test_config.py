@@ -119,7 +119,9 @@ def test_text_of_a_wrong_form_says_where_it_came_from(name: str, text: str, monk
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="unknown URL parameter 'timeout'; known: migrate, freshness, staleness_s, timeout_s"):
+    with pytest.raises(
+        ConfigurationError, match="unknown URL parameter 'timeout'; known: migrate, freshness, staleness_s, timeout_s"
+    ):
         MemoryStore("sqlite:///agent.db?timeout=5")
     with pytest.raises(TypeError, match="unknown setting 'timeout'; known: migrate, freshness, staleness_s, timeout_s"):
         MemoryStore("sqlite:///agent.db", timeout=5)

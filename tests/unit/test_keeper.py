@@ -122,7 +122,8 @@ async def test_a_range_drops_a_kind_of_one_namespace(filled: str, tmp_path: Path
         "DELETE FROM steps",
         "DELETE FROM changes WHERE kind = 'step' AND actor = 'sql'",
         "UPDATE head SET position = (SELECT max(position) FROM changes) + 1",
-        "INSERT INTO changes SELECT 0, position, 0, 'step', 'n', NULL, NULL, 'delete', NULL, '', 0, nonce, NULL FROM head",
+        "INSERT INTO changes SELECT 0, position, 0, 'step', 'n', NULL, NULL, 'delete', NULL, '', 0, nonce, NULL "
+        "FROM head",
     )
     store, status = await opened(filled)
     assert (status.reason, status.entries) == ("", 11)
@@ -164,6 +165,7 @@ async def test_a_copy_put_back_and_written_on_rebuilds(filled: str, tmp_path: Pa
     with closing(sqlite3.connect(tmp_path / "agent.db")) as live, closing(sqlite3.connect(tmp_path / "copy")) as copy:
         live.backup(copy)
     async with MemoryStore(filled, namespace="n") as store:
+        await store.cache.wait()  # or closing would keep the saved cache as it is
         await store.episodes.update("e0", domain="lost")
     for left_over in ("agent.db", "agent.db-wal", "agent.db-shm"):
         (tmp_path / left_over).unlink(missing_ok=True)
