@@ -10,6 +10,7 @@ from datetime import datetime
 from memory_store.access import TieredAccess
 from memory_store.clock import from_us
 from memory_store.durable.feed import Cursor, FeedPage, read_feed
+from memory_store.errors import MemoryStoreError
 
 __all__ = ["LoggedChange", "follow"]
 
@@ -96,10 +97,27 @@ async def _read(access: TieredAccess, cursor: Cursor | None) -> FeedPage:
 
 
 async def _wait(access: TieredAccess) -> None:
-    """Wait until this process sees a new commit, at most as long as a hit may be stale: others do not tell us."""
+    """Wait until this process sees a new commit, looking as often as a hit would: others do not tell us.
+
+    The looks are made by a timer: waking this task for each of them would cost ten times as much.
+    """
     access.require_usable()
-    waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    timer = asyncio.get_running_loop().call_later(max(access.coherence.staleness_s, _SHORTEST_WAIT_S), _wake, waiting)
+    loop, coherence = asyncio.get_running_loop(), access.coherence
+    waiting: asyncio.Future[None] = loop.create_future()
+    pause_s = max(coherence.staleness_s, _SHORTEST_WAIT_S)
+    timer: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal timer
+        timer = loop.call_later(pause_s, look)
+        try:
+            seen = coherence.look()  # a new commit wakes whoever waits
+        except MemoryStoreError:
+            seen = False
+        if not seen and not waiting.done():
+            waiting.set_result(None)  # the task looks by way of a lane, and tells its caller what is wrong
+
+    timer = loop.call_later(pause_s, look)
     access.waiting.add(waiting)
     try:
         await waiting
@@ -107,8 +125,3 @@ async def _wait(access: TieredAccess) -> None:
         timer.cancel()
         access.waiting.discard(waiting)
     access.require_usable()
-
-
-def _wake(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)

@@ -13,6 +13,7 @@ from memory_store.durable import schema
 from memory_store.durable.changes import HeadState
 from memory_store.durable.checkpoint import Checkpointer, sync_log
 from memory_store.durable.commits import LogWriter
+from memory_store.durable.dialects.sqlite import leave_log_to_us
 from memory_store.durable.engine import Target, make_engine
 from memory_store.durable.lane import Lane
 from memory_store.durable.lock import FileLock
@@ -93,6 +94,7 @@ class Durable:
             if head is None:
                 return found
             self.head = head
+            await write.run(leave_log_to_us)
             lock = FileLock(schema.lock_path(self.target.path), self._settings.timeout_s)
             opened.callback(lock.close)
             for lane in (read, scan):

@@ -72,7 +72,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "linearizable_row",
             "get, hit, linearizable",
-            "one aiosqlite execute_fetchall of the row + decode",
+            "the same get without a cache",
             linearizable_against_row,
             5.0,
             "at least",

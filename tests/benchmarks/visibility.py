@@ -24,7 +24,7 @@ _IDLE_S = 5.0
 
 
 async def visible(workspace: Workspace, sizes: Sizes) -> Measured:
-    """The share of its staleness bound that a reader needs to see another process's write, p99, worst of three."""
+    """How old a write of another process was when a read last missed it, as a share of the bound; p99, worst of three."""
     detail: dict[str, float] = {}
     for staleness_s, writes in _BOUNDS_S.items():
         path = workspace.new("visible")
@@ -39,22 +39,29 @@ async def visible(workspace: Workspace, sizes: Sizes) -> Measured:
 
 
 async def _watch(store: MemoryStore, path: Path, id_: str, writes: int, staleness_s: float) -> list[float]:
-    """Read all the time while a child writes; return by how much each write was seen after its acknowledgement."""
+    """Read all the time while a child writes.
+
+    Returns, for each write, how long after its acknowledgement the last read began that did not see it yet.
+    """
     code = "import sys; from tests.benchmarks.visibility import write; write(*sys.argv[1:])"
     command = [sys.executable, "-c", code, str(path), id_, str(writes), str(staleness_s)]
     writer = await asyncio.create_subprocess_exec(*command, cwd=REPOSITORY, stdout=subprocess.PIPE)
-    seen: dict[int, float] = {}
-    while len(seen) < writes:
+    missed = [0.0] * (writes + 2)
+    number = 0
+    while number < writes:
+        began = boot_s()
         found = await store.episodes.get(id_)
         assert found is not None
         number = int(found.reward_score or 0)
-        # A number that was passed over was seen no later than this one.
-        for passed in range(len(seen) + 1, number + 1):
-            seen[passed] = boot_s()
+        missed[number + 1] = began  # the read that missed this one missed all after it as well
         await asyncio.sleep(0.0002)
     output, _ = await writer.communicate()
     acknowledged = json.loads(output)
-    return [max(0.0, seen[number] - at) for number, at in enumerate(acknowledged, 1)]
+    ages, latest = [], 0.0
+    for place, at in enumerate(acknowledged, 1):
+        latest = max(latest, missed[place])
+        ages.append(max(0.0, latest - at))
+    return ages
 
 
 def write(path: str, id_: str, writes: str, staleness_s: str) -> None:

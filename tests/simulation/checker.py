@@ -124,16 +124,18 @@ class Checker:
             floor = max(floor, min([reading.head, *forks]))
         else:
             since = reading.began - reading.process.staleness_s
-            if over < since:
-                return None
+            if past < len(lineages) - 1:
+                # How old its last look is says nothing: that may have seen the new past before an answer of this one came.
+                return floor if over >= since else None
             floor = max(floor, lineage.position_at(since))
         # A position that this past had not reached is one of another past: it may be refused, or mean nothing.
         return max(floor, reading.at_least) if past == reading.past and reading.at_least <= reading.head else floor
 
     def _observe(self, process: Process, past: int, position: int) -> None:
         process.floors[past] = max(process.floors[past], position)
-        # The oldest past that explains an answer was tried first: one that both explain proves nothing.
-        process.past = max(process.past, past)
+        # The oldest past that explains an answer was tried first, and what both pasts have in common proves nothing.
+        if position > self._database.lineages[past].fork:
+            process.past = max(process.past, past)
 
     def lost(self, reading: Reading) -> None:
         """Check a `PositionLostError`: a database that has the position must not be said to lack it."""
@@ -145,10 +147,17 @@ class Checker:
         """Note an acknowledged write, and return the past it belongs to; None where that is over."""
         self.writes += 1
         past = len(self._database.lineages) - 1
-        for version in reversed(self._database.versions):
-            if version.head.position == position and version.author is process:
-                process.floors[past] = max(process.floors[past], position)
-                process.past = past
+        made = {
+            version.head.nonce: version
+            for lineage in self._database.lineages
+            for version in lineage.versions
+            if version.head.position == position and version.author is process
+        }
+        if len(made) > 1:
+            return None  # made in one past and in another: nobody can say which is meant
+        for version in made.values():
+            if version in self._database.versions:
+                self._observe(process, past, position)
                 return past
         if past == 0:
             raise Violation(f"process {process.number} was told of a commit at {position}, there is none of it")

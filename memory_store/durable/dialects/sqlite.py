@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
@@ -16,7 +17,7 @@ from memory_store.errors import (
     StorageFullError,
 )
 
-__all__ = ["connection_pragmas", "copy_database", "translate"]
+__all__ = ["connection_pragmas", "copy_database", "leave_log_to_us", "translate"]
 
 
 def connection_pragmas(timeout_s: float, *, durable: bool) -> str:
@@ -35,6 +36,16 @@ def connection_pragmas(timeout_s: float, *, durable: bool) -> str:
         f"PRAGMA wal_autocheckpoint = {0 if durable else 1000};"
         "PRAGMA trusted_schema = OFF;"
     )
+
+
+def leave_log_to_us(connection: sqlite3.Connection) -> None:
+    """Switch off the triggers that log plain SQL for a connection whose transactions log for themselves.
+
+    They do nothing there anyway (see `head.writing`), but that they exist costs 3 µs a row. Python offers the switch
+    from 3.12 on. Foreign keys and what they cascade to are not concerned.
+    """
+    if sys.version_info >= (3, 12):
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_ENABLE_TRIGGER, False)
 
 
 # Primary result codes, https://sqlite.org/rescode.html
