@@ -24,7 +24,7 @@ _IDLE_S = 5.0
 
 
 async def visible(workspace: Workspace, sizes: Sizes) -> Measured:
-    """How old a write of another process was when a read last missed it, as a share of the bound; p99, worst of three."""
+    """The age of another process's write when a read last missed it, as a share of the bound; p99, worst of three."""
     detail: dict[str, float] = {}
     for staleness_s, writes in _BOUNDS_S.items():
         path = workspace.new("visible")
