@@ -120,10 +120,11 @@ class Coherence:
             if self.cache.head == known:
                 self._take(run)
                 break
-            # The watermark moved meanwhile: what was seen is one read of many, and says nothing of a rewind.
+            # The watermark moved meanwhile: what was seen is one read of many. It counts as a look only if it is taken.
             if not is_rewind(run):
                 self.deliver(run)
-                break
+                if self.cache.knows(run.head):
+                    break
         self._looked(began, run)
         self.require(at_least)
 
@@ -195,7 +196,7 @@ class Coherence:
         if known in (commit.follows, commit.head):
             self.cache.publish(commit)
             self._tell()
-        elif commit.position > known.position:
+        elif not self.cache.knows(commit.head):
             self._look_or_doubt()  # as in `deliver`
         # Else a read was faster, and saw it in the log with more behind it: what it touched is gone already.
 
@@ -210,7 +211,7 @@ class Coherence:
             PositionLostError: it has not.
         """
         head = self.cache.head.position
-        if at_least is not None and at_least > head:
+        if at_least is not None and at_least > head and self._source is not None:
             raise PositionLostError(
                 f"the database is at position {head:,}, not yet at {at_least:,}: the position belongs to another "
                 "database, or a backup was restored",

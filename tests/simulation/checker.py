@@ -125,7 +125,7 @@ class Checker:
         else:
             since = reading.began - reading.process.staleness_s
             if past < len(lineages) - 1:
-                # How old its last look is says nothing: that may have seen the new past before an answer of this one came.
+                # How old its last look is says nothing: it may have seen the new past before an old answer came.
                 return floor if over >= since else None
             floor = max(floor, lineage.position_at(since))
         # A position that this past had not reached is one of another past: it may be refused, or mean nothing.

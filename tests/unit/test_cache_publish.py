@@ -251,7 +251,7 @@ def test_a_commit_that_reads_have_overtaken_changes_nothing(tier: CacheTier, epi
     fill(tier, episodes, "a", "of position 2")
     coherence, head = Coherence(tier, "bounded", 0.05), Head(tier.head)
     coherence.attach(head, never)
-    coherence.publish(Commit(1, 7, [episode("a", "of position 1"), episode("b", "of position 1")], follows))
+    coherence.publish(Commit(1, 2, [episode("a", "of position 1"), episode("b", "of position 1")], follows))
     assert (tier.position, rows(tier, episodes, "a"), rows(tier, episodes, "b")) == (2, ["of position 2"], None)
     assert head.looks == 0
 
