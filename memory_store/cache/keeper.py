@@ -268,6 +268,8 @@ class CacheKeeper:
             changed = await self._scan.run(lambda connection: reconcile(connection, header, self._version_key))
             # Another process may have saved it after this one last looked: its entries must not be ahead of the rest.
             await self._coherence.catch_up()
+            if not changed.reason and not self._cache.knows(changed.head):
+                changed = Changed("the database was taken back while the cache was loaded")
             batches = snapshot.batches()
             while batch := await asyncio.to_thread(next, batches, None):
                 if not changed.reason:

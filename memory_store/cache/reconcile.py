@@ -12,7 +12,8 @@ import sqlite3
 from typing import NamedTuple
 
 from memory_store.cache.snapshot import Header
-from memory_store.durable.log import nonce_at, read_head, read_run
+from memory_store.durable.changes import HeadState
+from memory_store.durable.log import NOTHING, nonce_at, read_head, read_run
 
 __all__ = ["Changed", "reconcile"]
 
@@ -25,11 +26,13 @@ class Changed(NamedTuple):
 
     Args:
         reason: why not, "" where it can.
+        head: the newest commit when they were compared.
         keys: what changed, as keys of the saved file.
         prefixes: spaces of the saved file of which everything may have changed.
     """
 
     reason: str
+    head: HeadState = NOTHING
     keys: frozenset[str] = frozenset()
     prefixes: frozenset[str] = frozenset()
 
@@ -73,4 +76,4 @@ def _compare(connection: sqlite3.Connection, saved: Header) -> Changed:
             whole.add(prefix)
         else:
             keys.add(prefix + touched)
-    return Changed("", frozenset(keys), frozenset(whole))
+    return Changed("", head, frozenset(keys), frozenset(whole))
