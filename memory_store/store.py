@@ -21,6 +21,7 @@ from memory_store.cache.tier import CacheTier
 from memory_store.collection import Access, Collection, Parts
 from memory_store.config import Settings, check_namespace, resolve_settings
 from memory_store.durable.engine import parse_url
+from memory_store.durable.examine import cache_folder
 from memory_store.durable.log import CommitToken
 from memory_store.durable.outcomes import Resolve
 from memory_store.durable.tier import Durable
@@ -233,7 +234,7 @@ class MemoryStore(Namespace):
         self._keeper = CacheKeeper(
             self._coherence,
             durable.scan,
-            self._cache_folder(),
+            cache_folder(durable.target, self._settings) or None,
             self._settings.cache_version,
             self._settings.cache_save_interval_s,
             self._telemetry,
@@ -327,12 +328,6 @@ class MemoryStore(Namespace):
         """Return the counters of this process since the store was opened."""
         self._access.require_usable()
         return collect(self._access)
-
-    def _cache_folder(self) -> str | None:
-        path = self._settings.cache_path
-        if path is not None:
-            return path or None
-        return None if self._target.memory else self._target.path + ".cache"
 
 
 async def _to_the_end(task: asyncio.Task[Any]) -> None:

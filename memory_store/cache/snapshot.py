@@ -11,14 +11,11 @@ through a link. Decoding has limits and knows no extension types, so a forged fi
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import stat
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from io import RawIOBase
+from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +24,8 @@ import msgpack
 
 from memory_store.codec import check_entry, pack_row
 from memory_store.durable.changes import HeadState
-from memory_store.errors import CacheError, CodecError
+from memory_store.durable.drafts import Draft
+from memory_store.errors import CacheError, CodecError, DurableError
 from memory_store.records import RECORDS
 
 __all__ = ["Header", "SavedEntries", "Snapshot", "save"]
@@ -40,6 +38,8 @@ _FRAME_BYTES = 4 * 1024 * 1024
 _LARGEST_ENTRY_BYTES = 32 * 1024 * 1024
 _FRAME_ENTRIES = 2048
 _MOST_SPACES = 1_000_000
+
+Write = Callable[[bytes], None]
 FILE_NAME = "cache.msgpack"
 
 
@@ -72,21 +72,13 @@ def save(folder: str, header: Header, keys: Sequence[str], entries: Sequence[byt
     Raises:
         CacheError: the folder or the file cannot be written; the old file is still there.
     """
-    temporary = Path(folder) / f"{FILE_NAME}.{os.urandom(8).hex()}.tmp"
     try:
         _private_folder(folder)
-        _remove_leftovers(folder)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # tells others that it is no leftover
-            count = _write(file, header, keys, entries)
-            os.fsync(file.fileno())
-            temporary.replace(Path(folder) / FILE_NAME)
-        _sync_folder(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise CacheError(f"cannot save the cache in {folder}: {error.strerror or error}") from error
+        with Draft(Path(folder) / FILE_NAME) as draft:
+            count = _write(draft.write, header, keys, entries)
+            draft.publish(overwrite=True)
+    except (OSError, DurableError) as error:
+        raise CacheError(f"cannot save the cache in {folder}: {getattr(error, 'strerror', None) or error}") from error
     return count
 
 
@@ -96,59 +88,33 @@ def _private_folder(folder: str) -> None:
         raise OSError(f"{folder} is a link")
 
 
-def _remove_leftovers(folder: str) -> None:
-    """Remove what processes that died while saving have left: files that nobody holds locked."""
-    for path in Path(folder).glob(f"{FILE_NAME}.*.tmp"):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-            finally:
-                os.close(descriptor)
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)  # the rename itself must survive a power cut
-    finally:
-        os.close(descriptor)
-
-
-def _write(file: RawIOBase, header: Header, keys: Sequence[str], entries: Sequence[bytes]) -> int:
-    _write_all(file, _MAGIC)
-    _write_frame(file, [header.version_key, *header.head, header.age_s, header.spaces])
+def _write(write: Write, header: Header, keys: Sequence[str], entries: Sequence[bytes]) -> int:
+    write(_MAGIC)
+    _write_frame(write, [header.version_key, *header.head, header.age_s, header.spaces])
     count = 0
     for start in range(0, len(keys), _FRAME_ENTRIES):
-        count += _write_frames(file, keys[start : start + _FRAME_ENTRIES], entries[start : start + _FRAME_ENTRIES])
-    _write_frame(file, [count])
+        count += _write_frames(write, keys[start : start + _FRAME_ENTRIES], entries[start : start + _FRAME_ENTRIES])
+    _write_frame(write, [count])
     return count
 
 
-def _write_frames(file: RawIOBase, keys: Sequence[str], entries: Sequence[bytes]) -> int:
+def _write_frames(write: Write, keys: Sequence[str], entries: Sequence[bytes]) -> int:
     """Write entries as one frame, or as two where they are too large for one; return how many were written."""
     if sum(map(len, entries)) > _FRAME_BYTES:
         if len(keys) > 1:
             half = len(keys) // 2
-            return _write_frames(file, keys[:half], entries[:half]) + _write_frames(file, keys[half:], entries[half:])
+            return _write_frames(write, keys[:half], entries[:half]) + _write_frames(write, keys[half:], entries[half:])
         if len(entries[0]) > _LARGEST_ENTRY_BYTES:
             return 0
-    _write_frame(file, [keys, entries])
+    _write_frame(write, [keys, entries])
     return len(keys)
 
 
-def _write_all(file: RawIOBase, data: bytes) -> None:
-    view = memoryview(data)
-    while view:  # a full disk may take a part of it before it refuses the rest
-        view = view[file.write(view) or 0 :]
-
-
-def _write_frame(file: RawIOBase, value: list[Any]) -> None:
+def _write_frame(write: Write, value: list[Any]) -> None:
     payload = pack_row(value)
     # Two writes: putting them together would copy every byte once more.
-    _write_all(file, _FRAME.pack(len(payload), zlib.crc32(payload)))
-    _write_all(file, payload)
+    write(_FRAME.pack(len(payload), zlib.crc32(payload)))
+    write(payload)
 
 
 class Snapshot:

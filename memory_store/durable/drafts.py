@@ -65,6 +65,16 @@ class Draft:
                 finally:
                     os.close(file)
 
+    def write(self, data: bytes) -> None:
+        """Write bytes at its end.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        view = memoryview(data)
+        while view:  # a full disk may take a part of it before it refuses the rest
+            view = view[os.write(self._file, view) :]
+
     def sync(self) -> None:
         """Bring what was written to the disk. No connection to it may be open."""
         os.fsync(self._file)

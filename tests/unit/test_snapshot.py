@@ -178,12 +178,12 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_a_killed_process_left_is_removed_and_what_another_one_writes_is_not(tmp_path: Path) -> None:
-    for name in ("1.tmp", "2.tmp"):
+    for name in ("000000000001.tmp", "000000000002.tmp"):
         (tmp_path / f"{FILE_NAME}.{name}").write_text("half")
-    with (tmp_path / f"{FILE_NAME}.2.tmp").open() as held:
+    with (tmp_path / f"{FILE_NAME}.000000000002.tmp").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         save(str(tmp_path), HEADER, *entries(2))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME, f"{FILE_NAME}.2.tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME, f"{FILE_NAME}.000000000002.tmp"]
 
 
 def test_no_file_is_said(tmp_path: Path) -> None:
