@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -15,7 +14,7 @@ from memory_store.clock import boot_s
 from memory_store.codec import Row
 from memory_store.config import Freshness, Limits
 from memory_store.durable.changes import HeadState
-from memory_store.durable.log import Run, read_head, read_run
+from memory_store.durable.log import Run, look, read_head
 from memory_store.durable.operations import Operation
 from memory_store.durable.query import Query
 from memory_store.durable.reader import read_by_id
@@ -112,7 +111,7 @@ class TieredAccess:
         return await asyncio.gather(*self._through.load_many(space, ids))
 
     async def _slow_look(self, known: HeadState) -> Run:
-        return await self.durable.scan.run(lambda connection: _run_from(connection, known))
+        return await self.durable.scan.run(lambda connection: look(connection, known))
 
     async def rows_by_id(
         self, kind: str, namespace: str, ids: list[str], at_least: int | None = None
@@ -171,11 +170,3 @@ class TieredAccess:
         if self._loop is not None:
             raise StoreClosedError("the store was opened on another event loop: open one store per loop")
         raise StoreClosedError(self._unusable)
-
-
-def _run_from(connection: sqlite3.Connection, known: HeadState) -> Run:
-    connection.execute("BEGIN")
-    try:
-        return read_run(connection, known, read_head(connection))
-    finally:
-        connection.execute("COMMIT")

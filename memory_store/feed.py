@@ -16,7 +16,6 @@ __all__ = ["LoggedChange", "follow"]
 
 _PAGE = 512
 _SHORTEST_WAIT_S = 0.005
-_LAST = 1 << 62  # behind every change of a commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,7 @@ def follow(access: TieredAccess, after: str, namespace: str | None) -> AsyncIter
     access.require_usable()
     if after == "end":
         access.coherence.look()
-        head = access.coherence.head
-        return _follow(access, Cursor(head.position, _LAST, head.nonce), namespace)
+        return _follow(access, Cursor.end(access.coherence.head), namespace)
     return _follow(access, None if after == "start" else Cursor.parse(after), namespace)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from memory_store.cache.snapshot import Header
 from memory_store.durable.changes import HeadState
-from memory_store.durable.log import NOTHING, nonce_at, read_head, read_run
+from memory_store.durable.log import NOTHING, nonce_at, one_state, read_head, read_run
 
 __all__ = ["Changed", "reconcile"]
 
@@ -41,11 +41,8 @@ def reconcile(connection: sqlite3.Connection, saved: Header, version_key: str) -
     """Compare a saved cache's header with the database, in one snapshot."""
     if saved.version_key != version_key:
         return Changed("the version key has changed")
-    connection.execute("BEGIN")
-    try:
+    with one_state(connection):
         return _compare(connection, saved)
-    finally:
-        connection.execute("COMMIT")
 
 
 def _compare(connection: sqlite3.Connection, saved: Header) -> Changed:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sqlalchemy import bindparam, func, literal_column, select
 
 from memory_store.durable.changes import CHANGES, SHARD, HeadState
-from memory_store.durable.log import STORE, nonce_at, read_head
+from memory_store.durable.log import STORE, nonce_at, one_state, read_head
 from memory_store.durable.statements import dialect
 
 __all__ = ["Growth", "read_growth"]
@@ -37,13 +37,10 @@ def _counts_select() -> str:
 
 def read_growth(connection: sqlite3.Connection, known: HeadState | None) -> Growth:
     """Return the newest commit, and what was changed since `known`; it reads no more of the log than that part."""
-    connection.execute("BEGIN")
-    try:
+    with one_state(connection):
         head = read_head(connection)
         if known is None or head[2:] != known[2:] or head.position < known.position:
             return Growth(head, None)
         if nonce_at(connection, known.position, head) != known.nonce:
             return Growth(head, None)
         return Growth(head, dict(connection.execute(_counts_select(), (known.position, STORE)).fetchall()))
-    finally:
-        connection.execute("COMMIT")

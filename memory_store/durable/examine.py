@@ -11,7 +11,7 @@ from memory_store.durable.changes import HeadState
 from memory_store.durable.dialects.sqlite import translate
 from memory_store.durable.engine import Target
 from memory_store.durable.findings import Findings, Watcher
-from memory_store.durable.log import read_head
+from memory_store.durable.log import one_state, read_head
 from memory_store.durable.scans import count_changes, count_rows, list_namespaces
 from memory_store.durable.schema import HEAD_REVISION, read_revision
 from memory_store.durable.verify import CHECKS, FILE_CHECKS, check_database, opened_to_read
@@ -69,15 +69,12 @@ class Contents:
 
 def read_contents(connection: sqlite3.Connection) -> Contents:
     """Count what a database holds, as of one commit."""
-    connection.execute("BEGIN")
-    try:
+    with one_state(connection):
         rows = {
             namespace: {kind: count_rows(connection, kind, namespace) for kind in RECORDS}
             for namespace in list_namespaces(connection)
         }
         return Contents(rows, read_head(connection), count_changes(connection))
-    finally:
-        connection.execute("COMMIT")
 
 
 @dataclass(slots=True)

@@ -6,7 +6,8 @@ import re
 import sqlite3
 from typing import Any, NamedTuple
 
-from memory_store.durable.log import STORE, nonce_at, read_head
+from memory_store.durable.changes import HeadState
+from memory_store.durable.log import STORE, nonce_at, one_state, read_head
 from memory_store.durable.statements import feed_select
 from memory_store.errors import ConfigurationError, PositionLostError
 
@@ -24,6 +25,11 @@ class Cursor(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.position}.{self.idx}.{self.nonce:x}"
+
+    @classmethod
+    def end(cls, head: HeadState) -> Cursor:
+        """Return the cursor behind all of a commit."""
+        return cls(head.position, _LARGEST, head.nonce)
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
@@ -57,8 +63,7 @@ def read_feed(connection: sqlite3.Connection, after: Cursor | None, limit: int) 
     Raises:
         PositionLostError: the log does not lead on from the cursor: it was trimmed, or the database taken back.
     """
-    connection.execute("BEGIN")
-    try:
+    with one_state(connection):
         head = read_head(connection)
         position, index = (0, -1) if after is None else after[:2]
         rows = connection.execute(feed_select(), (position, index, limit)).fetchall()
@@ -72,6 +77,4 @@ def read_feed(connection: sqlite3.Connection, after: Cursor | None, limit: int) 
                     position=position,
                     head=head.position,
                 )
-        return FeedPage(rows, Cursor(head.position, _LARGEST, head.nonce) if len(rows) < limit else None)
-    finally:
-        connection.execute("COMMIT")
+        return FeedPage(rows, Cursor.end(head) if len(rows) < limit else None)

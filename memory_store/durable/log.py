@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +20,7 @@ from memory_store.durable.statements import head_select, log_insert, nonce_selec
 from memory_store.errors import ConfigurationError
 
 __all__ = [
+    "NOTHING",
     "STORE",
     "Commit",
     "CommitToken",
@@ -29,7 +31,9 @@ __all__ = [
     "advance",
     "begin_epoch",
     "is_rewind",
+    "look",
     "nonce_at",
+    "one_state",
     "read_head",
     "read_run",
 ]
@@ -189,6 +193,22 @@ def is_rewind(run: Run) -> bool:
 def read_head(connection: sqlite3.Connection) -> HeadState:
     """Return the newest commit the connection's snapshot can see."""
     return HeadState(*connection.execute(head_select()).fetchone())
+
+
+@contextmanager
+def one_state(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let every read inside see the database as one commit left it."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
+def look(connection: sqlite3.Connection, known: HeadState) -> Run:
+    """Read what leads from `known` to the newest commit."""
+    with one_state(connection):
+        return read_run(connection, known, read_head(connection))
 
 
 def read_run(connection: sqlite3.Connection, known: HeadState, head: HeadState, limit: int = PUBLISH_LIMIT) -> Run:

@@ -12,7 +12,7 @@ import sqlite3
 from memory_store.durable.changes import HeadState
 from memory_store.durable.dialects.sqlite import connection_pragmas, translate
 from memory_store.durable.engine import Target
-from memory_store.durable.log import Run, read_head, read_run
+from memory_store.durable.log import Run, look
 from memory_store.durable.statements import head_select
 
 __all__ = ["Probe"]
@@ -47,11 +47,7 @@ class Probe:
             # Compared as it comes: making a HeadState first would take a third of the time.
             if connection.execute(self._head).fetchone() == known:
                 return None
-            connection.execute("BEGIN")
-            try:
-                return read_run(connection, known, read_head(connection))
-            finally:
-                connection.execute("COMMIT")
+            return look(connection, known)
         except sqlite3.Error as error:
             raise translate(error) from error
 

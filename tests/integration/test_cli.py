@@ -42,19 +42,7 @@ def test_help_names_every_command_and_the_exit_codes(tmp_path: Path) -> None:
     done = memory_store(tmp_path, "--help")
 
     assert done.code == 0
-    for command in [
-        "upgrade",
-        "check",
-        "history",
-        "import",
-        "export",
-        "list",
-        "show",
-        "stats",
-        "cache",
-        "doctor",
-        "demo",
-    ]:
+    for command in COMMANDS:
         assert re.search(rf"(?m)^  {command} ", done.out), command
     for code in ("0 done", "1 done, but", "2 wrong", "3 the database", "130", "141"):
         assert code in " ".join(done.out.split())

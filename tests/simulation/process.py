@@ -46,7 +46,7 @@ class Disk:
 def save(disk: Any, header: snapshot.Header, keys: Sequence[str], entries: Sequence[bytes]) -> int:
     """Stand in for `snapshot.save`: the same bytes, without files."""
     file = BytesIO()
-    count = snapshot._write(cast(Any, file), header, keys, entries)
+    count = snapshot._write(cast(Any, file.write), header, keys, entries)
     disk.content = file.getvalue()
     disk.older.append(disk.content)
     return count
