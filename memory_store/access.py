@@ -6,70 +6,57 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from memory_store.cache.coherence import Coherence
 from memory_store.cache.entries import Space
-from memory_store.cache.readthrough import ReadThrough
-from memory_store.cache.tier import CacheTier
+from memory_store.cache.shard import Shard, Shards
+from memory_store.cache.shelf import Shelf
 from memory_store.clock import boot_s
 from memory_store.codec import Row
 from memory_store.config import Freshness, Limits
-from memory_store.durable.changes import HeadState
-from memory_store.durable.log import Run, look, read_head
+from memory_store.durable.log import read_head
 from memory_store.durable.operations import Operation
 from memory_store.durable.query import Query
 from memory_store.durable.reader import read_by_id
-from memory_store.durable.tier import Durable
+from memory_store.durable.statements import dialect
 from memory_store.durable.writer import Written
-from memory_store.errors import ConfigurationError, StoreClosedError
+from memory_store.errors import DurableTimeoutError, DurableUnavailableError, StoreClosedError
 from memory_store.records import QueryResult
 
 __all__ = ["TieredAccess"]
 
 
 class TieredAccess:
-    """Both tiers of one open store, shared by all its namespaces.
+    """Both tiers as one namespace of an open store reaches them.
 
     It belongs to the event loop it was opened on, and says so when it is used from elsewhere: its cache has no lock,
     because a lock would cost more than a hit.
     """
 
-    def __init__(self, limits: Limits, cache: CacheTier, coherence: Coherence) -> None:
-        self.limits = limits
-        self.cache, self.coherence = cache, coherence
-        self.writes = 0
-        self.transaction_task: asyncio.Task[Any] | None = None
-        """The task whose transaction has the writer now."""
-        self.feeds = 0
-        """Feeds being followed."""
-        self.waiting: set[asyncio.Future[None]] = set()
-        """Feeds that wait for a new commit."""
+    def __init__(self, namespace: str, limits: Limits, shelf: Shelf) -> None:
+        self.namespace, self.limits, self.shelf = namespace, limits, shelf
+        self.dialect = dialect()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._unusable = "the store is not open: use `async with MemoryStore(...)` or `await store.open()`"
+        self.unusable = "the store is not open: use `async with MemoryStore(...)` or `await store.open()`"
+        """Why it cannot be used, where that is so."""
 
     @property
     def is_open(self) -> bool:
         """Whether it can be used, on the right loop."""
         return self._loop is not None
 
-    def attach(self, durable: Durable) -> None:
-        """Start to be usable, on the running loop."""
-        self.durable = durable
-        self._through = ReadThrough(self.cache, durable.reader)
-        self.coherence.attach(durable.probe, self._slow_look)
-        self.coherence.moved = self._wake
-        self._loop = asyncio.get_running_loop()
+    def attach(self, shards: Shards, shard: Shard | None = None) -> None:
+        """Start to be usable, on the shards' loop; `shard` is that of the namespace unless another one is given."""
+        self.durable, self.dialect = shards.durable, shards.durable.dialect
+        if shard is None:
+            shard = shards.of(self.namespace)
+            for kind in self.shelf.counters:
+                shard.tier.space(kind, self.namespace)
+        self.shard, self.cache, self.coherence = shard, shard.tier, shard.coherence
+        self._loop = shards.loop
 
     def detach(self, reason: str) -> None:
         """Refuse every further use, saying why."""
         self._loop = None
-        self._unusable = reason
-        self.coherence.detach()
-        self._wake()
-
-    def _wake(self) -> None:
-        for waiting in self.waiting:
-            if not waiting.done():
-                waiting.set_result(None)
+        self.unusable = reason
 
     def require_usable(self) -> None:
         """Check that the store is open and that this is its loop.
@@ -96,22 +83,47 @@ class TieredAccess:
         ):
             return None
         try:
-            return self.cache.read(space, id_, now)
+            return self.shelf.read(space, id_, now)
         except TypeError:
             if not isinstance(id_, str):
                 raise TypeError(f"id must be a str, got {type(id_).__name__}") from None
             raise
 
-    async def load(self, space: Space, ids: Sequence[str], at_least: int | None = None) -> list[list[Row]]:
+    async def load(
+        self, space: Space, ids: Sequence[str], freshness: Freshness | None = None, at_least: int | None = None
+    ) -> list[list[Row]]:
         """Read what the cache did not have, together with whoever else asks for it."""
+        through = self.shard.through
         if self.coherence.unsure:
-            await self.coherence.refresh_slowly(at_least)
+            return await self._load_unsure(space, ids, freshness, at_least)
         if len(ids) == 1:
-            return [await self._through.load(space, ids[0])]
-        return await asyncio.gather(*self._through.load_many(space, ids))
+            return [await through.load(space, ids[0])]
+        return await asyncio.gather(*through.load_many(space, ids))
 
-    async def _slow_look(self, known: HeadState) -> Run:
-        return await self.durable.scan.run(lambda connection: look(connection, known))
+    async def _load_unsure(
+        self, space: Space, ids: Sequence[str], freshness: Freshness | None, at_least: int | None
+    ) -> list[list[Row]]:
+        """Look at the head by way of a lane, then answer from the cache what can be, else read."""
+        keys = [space.prefix + id_ for id_ in ids]
+        # What is shared is believed for having been looked at.
+        if self.shard.through.shared is None and not any(
+            self.shelf.peek(key) or self.shard.through.is_reading(key) for key in keys
+        ):
+            # All must be read, from now on: that is a look as well.
+            loaded = await asyncio.gather(*self.shard.through.load_many(space, ids))
+            self.coherence.require(at_least)
+            return loaded
+        try:
+            await self.coherence.refresh_slowly(at_least)
+        except (DurableUnavailableError, DurableTimeoutError):
+            if not self.coherence.is_tolerable(boot_s(), freshness, at_least):
+                raise
+        self.require_usable()  # a look that ended because the store was closed has seen nothing
+        through, now = self.shard.through, boot_s()
+        entries = [self.shelf.read(space, id_, now) for id_ in ids]
+        missing = [id_ for id_, entry in zip(ids, entries, strict=True) if entry is None]
+        read = iter(await asyncio.gather(*through.load_many(space, missing)) if missing else ())
+        return [next(read) if entry is None else entry[2:] for entry in entries]
 
     async def rows_by_id(
         self, kind: str, namespace: str, ids: list[str], at_least: int | None = None
@@ -125,8 +137,8 @@ class TieredAccess:
     def write(self, operation: Operation) -> asyncio.Future[Written]:
         """Commit a write with whatever else is waiting, and publish it to the cache."""
         self.require_writable()
-        self.writes += 1
-        return self.durable.writer.submit(operation)
+        self.shard.writes += 1
+        return self.shard.writer.submit(operation)
 
     def require_writable(self) -> None:
         """Check that a write from here can come to an end.
@@ -135,15 +147,14 @@ class TieredAccess:
             ConfigurationError: this task has a transaction open, which the write would wait for, for ever.
         """
         self.require_usable()
-        if self.transaction_task is not None and self.transaction_task is asyncio.current_task():
-            raise ConfigurationError(
-                "this task has a transaction open: write through it (tx.episodes.put ...) or after its end"
-            )
+        self.shard.require_no_transaction()
 
     async def query(self, query: Query) -> list[tuple[Any, ...]]:
         """Run a query on the lane for long reads."""
         self.require_usable()
-        rows = await self.durable.scan.run(lambda connection: connection.execute(*query).fetchall())
+        rows: list[tuple[Any, ...]] = await self.durable.scan.run(
+            lambda connection: connection.execute(*query).fetchall()
+        )
         await self.coherence.catch_up()  # as in `rows_by_id`
         return rows
 
@@ -159,7 +170,10 @@ class TieredAccess:
         watermark = self.cache.position
         # The position is read first: changes that come in between make the result void sooner than needed, never later.
         head, total = await self.durable.scan.run(
-            lambda connection: (read_head(connection), int(connection.execute(*query).fetchone()[0]))
+            lambda connection: (
+                read_head(connection, self.shard.number),
+                int(connection.execute(*query).fetchone()[0]),
+            )
         )
         await self.coherence.catch_up()  # as in `rows_by_id`
         if watermark <= head.position and self.cache.knows(head):  # else the database was taken back
@@ -169,4 +183,4 @@ class TieredAccess:
     def _refuse(self) -> NoReturn:
         if self._loop is not None:
             raise StoreClosedError("the store was opened on another event loop: open one store per loop")
-        raise StoreClosedError(self._unusable)
+        raise StoreClosedError(self.unusable)

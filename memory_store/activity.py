@@ -11,9 +11,13 @@ from pathlib import Path
 from memory_store.cache.snapshot import FILE_NAME
 from memory_store.clock import boot_s, utc_now
 from memory_store.config import resolve_settings
-from memory_store.durable.activity import read_growth
+from memory_store.durable.activity import Growth, read_growth
 from memory_store.durable.changes import HeadState
+from memory_store.durable.connection import Connection
+from memory_store.durable.engine import Target
 from memory_store.durable.examine import cache_folder
+from memory_store.durable.findings import is_server
+from memory_store.durable.server_state import ServerUse, read_use
 from memory_store.store import Namespace
 
 __all__ = ["Activity", "Watch"]
@@ -26,14 +30,17 @@ class Activity:
     Args:
         at: when it was looked at, by this machine's clock.
         elapsed_s: seconds since the look before; None for the first one.
-        position: newest commit.
+        position: newest commit; on a server, whose heads count for themselves, the sum of theirs.
         commits_per_s: commits a second since then; None for the first look, and when the database was replaced,
             restored, upgraded or repaired meanwhile.
         changes_per_s: changes a second by kind, plain SQL's as well; None as before.
-        database_bytes: size of the database file.
-        wal_bytes: size of its write-ahead log.
+        database_bytes: size of the database file; on a server that of the store's tables and indexes.
+        wal_bytes: size of its write-ahead log; 0 on a server, where it belongs to all databases.
         cache_bytes: size of the saved cache, 0 where there is none.
         cache_s_ago: seconds since it was saved; None where there is none.
+        connections: programs' connections to the database on a server, this one included; None for a file.
+        busy_connections: those of the others that are in the middle of something, as far as the role may see them;
+            None for a file.
     """
 
     at: datetime
@@ -45,6 +52,8 @@ class Activity:
     wal_bytes: int
     cache_bytes: int
     cache_s_ago: float | None
+    connections: int | None = None
+    busy_connections: int | None = None
 
 
 class Watch:
@@ -58,8 +67,9 @@ class Watch:
         self._access = store._store._access
         target = self._access.durable.target
         folder = cache_folder(target, resolve_settings(target.parameters, {}))
-        self._files = target.path, target.path + "-wal", folder and str(Path(folder) / FILE_NAME)
-        self._last: tuple[HeadState, float] | None = None
+        self._files = [target.path, target.path + "-wal"] if isinstance(target, Target) else []
+        self._cache = folder and str(Path(folder) / FILE_NAME)
+        self._last: tuple[list[HeadState], float] | None = None
 
     async def look(self) -> Activity:
         """Return what has happened since the look before.
@@ -69,27 +79,36 @@ class Watch:
         """
         self._access.require_usable()
         known = None if self._last is None else self._last[0]
-        growth = await self._access.durable.scan.run(lambda connection: read_growth(connection, known))
+        growth, use = await self._access.durable.scan.run(lambda connection: _look(connection, known))
         last, now = self._last, boot_s()
-        self._last = growth.head, now
+        self._last = growth.heads, now
+        position = sum(head.position for head in growth.heads)
         elapsed_s = commits_per_s = changes_per_s = None
         if last is not None:
             elapsed_s = max(now - last[1], 1e-6)
             if growth.changes is not None:
-                commits_per_s = (growth.head.position - last[0].position) / elapsed_s
+                commits_per_s = (position - sum(head.position for head in last[0])) / elapsed_s
                 changes_per_s = {kind: count / elapsed_s for kind, count in growth.changes.items()}
-        database, wal, cache = (_stat(path) for path in self._files)
+        sizes = [_stat(path) for path in self._files]
+        database, wal = (found.st_size if found else 0 for found in sizes) if use is None else (use.bytes, 0)
+        cache = _stat(self._cache)
         return Activity(
             at=utc_now(),
             elapsed_s=elapsed_s,
-            position=growth.head.position,
+            position=position,
             commits_per_s=commits_per_s,
             changes_per_s=changes_per_s,
-            database_bytes=database.st_size if database else 0,
-            wal_bytes=wal.st_size if wal else 0,
+            database_bytes=database,
+            wal_bytes=wal,
             cache_bytes=cache.st_size if cache else 0,
             cache_s_ago=max(time.time() - cache.st_mtime, 0.0) if cache else None,
+            connections=None if use is None else use.connections,
+            busy_connections=None if use is None else use.busy,
         )
+
+
+def _look(connection: Connection, known: list[HeadState] | None) -> tuple[Growth, ServerUse | None]:
+    return read_growth(connection, known), read_use(connection) if is_server(connection) else None
 
 
 def _stat(path: str) -> os.stat_result | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, Protocol
 
+from sqlalchemy import Dialect
 from sqlalchemy.sql.elements import ColumnElement
 
 from memory_store.cache.entries import Space
@@ -35,6 +36,8 @@ class Access(Protocol):
     """How a collection reaches the tiers: through cache and group commit, or through one open transaction."""
 
     limits: Limits
+    dialect: Dialect
+    """In which users' expressions are compiled."""
 
     def cached(
         self, space: Space, id_: str, freshness: Freshness | None = None, at_least: int | None = None
@@ -43,7 +46,7 @@ class Access(Protocol):
         ...
 
     def load(
-        self, space: Space, ids: Sequence[str], at_least: int | None = None
+        self, space: Space, ids: Sequence[str], freshness: Freshness | None = None, at_least: int | None = None
     ) -> Awaitable[builtins.list[builtins.list[Row]]]:
         """Read what the cache did not have: for each id its rows."""
         ...
@@ -163,7 +166,7 @@ class Collection(Generic[R]):
         entry = self._access.cached(self._space, id, freshness, at_least)
         if entry is not None:
             return self._codec.decode(entry[2]) if len(entry) > 2 else None
-        [rows] = await self._access.load(self._space, [id], at_least)
+        [rows] = await self._access.load(self._space, [id], freshness, at_least)
         return self._codec.decode(rows[0]) if rows else None
 
     async def get_many(
@@ -184,7 +187,7 @@ class Collection(Generic[R]):
             else:
                 found.append(self._codec.decode(entry[2]) if len(entry) > 2 else None)
         if missing:
-            loaded = await self._access.load(self._space, list(missing), at_least)
+            loaded = await self._access.load(self._space, list(missing), freshness, at_least)
             for places, rows in zip(missing.values(), loaded, strict=True):
                 for place in places if rows else ():
                     found[place] = self._codec.decode(rows[0])
@@ -268,14 +271,16 @@ class Collection(Generic[R]):
 
         Freshness is that of `get`.
         """
-        return await self._access.count(self._space, count_query(self._spec, self._namespace, where), freshness)
+        return await self._access.count(
+            self._space, count_query(self._access.dialect, self._spec, self._namespace, where), freshness
+        )
 
     async def _page(
         self, where: Any, order_by: Any, limit: int, cursor: str | None
     ) -> tuple[builtins.list[Sequence[Any]], str | None]:
         orders = parse_order(self._spec, order_by)
         # One more than asked for tells whether another page follows.
-        query = page_query(self._spec, self._namespace, where, orders, limit + 1, cursor)
+        query = page_query(self._access.dialect, self._spec, self._namespace, where, orders, limit + 1, cursor)
         rows = await self._access.query(query)
         following = cursor_after(orders, rows[limit - 1]) if len(rows) > limit else None
         width = len(self._spec.columns)  # behind the row stand the values of its order
@@ -315,7 +320,11 @@ class Parts(Collection[R]):
         Freshness is that of `Collection.get`.
         """
         entry = self._access.cached(self._space, episode_id, freshness, at_least)
-        rows = entry[2:] if entry is not None else (await self._access.load(self._space, [episode_id], at_least))[0]
+        rows = (
+            entry[2:]
+            if entry is not None
+            else (await self._access.load(self._space, [episode_id], freshness, at_least))[0]
+        )
         return [self._codec.decode(row) for row in rows]
 
     async def append(self, episode_id: str, records: R | Iterable[R]) -> builtins.list[R]:

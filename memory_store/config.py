@@ -15,9 +15,12 @@ from typing import Any, Literal, get_type_hints
 
 from memory_store.errors import ConfigurationError
 
-__all__ = ["Freshness", "Limits", "Settings", "check_freshness", "check_namespace", "resolve_settings"]
+__all__ = ["DEFAULT_HEADS", "Freshness", "Limits", "Settings", "check_freshness", "check_namespace", "resolve_settings"]
 
 MIB = 1024 * 1024
+
+DEFAULT_HEADS = 16
+"""Heads of a new database on a server: namespaces of different heads do not wait for each other's commits."""
 
 Freshness = Literal["bounded", "linearizable"]
 """How fresh a read must be: at most `staleness_s` behind other processes, or not at all behind."""
@@ -64,31 +67,60 @@ class Settings:
         freshness: what a read may miss of other processes' writes: "bounded" (default), those of the last `staleness_s`
             seconds; "linearizable", none. Own writes are always seen. Each read may ask for the other.
         staleness_s: the bound, in seconds; 0 is as "linearizable".
+        outage_staleness_s: the same bound while a server cannot be reached; 0 refuses such reads. Never for
+            "linearizable" ones, nor after a commit whose outcome is unknown.
         timeout_s: longest wait for a lock that another program holds on the database, in seconds.
+        statement_timeout_s: longest run of one statement on a server, in seconds.
         transaction_timeout_s: longest life of one `store.transaction()`, in seconds; it is rolled back after that,
             because it keeps every other writer waiting.
         cache_max_bytes: memory budget of the cache tier, in bytes, bookkeeping included; 0 caches nothing.
         cache_path: folder of the saved cache. None puts it beside the database file (`agent.db.cache/`); "" saves none.
         cache_save_interval_s: seconds between two saves of the cache; 0 saves on close only.
         cache_version: your own part of the version key: change it and every saved cache is rebuilt.
+        shared_cache: URL of a Redis server whose memory the processes of one database share as a second cache level
+            (`redis://`, `rediss://`, `unix://`); None for none. It is asked on a miss. It can be lost at any time.
+        shared_cache_timeout_s: longest wait for it, in seconds; what takes longer is read from the database.
         ttl_s: seconds a kind stays cached, by kind, where it differs from the kind's own default.
         limits: the largest values accepted.
         actor: who is written into the change log as the author of the changes.
+        heads: heads a new database on a server gets, 1 to 256; one that exists keeps its own. Each namespace has one by
+            a hash of its name, and commits of namespaces that share a head wait for each other.
+        pool_size: connections to a server, at most.
+        pool_timeout_s: longest wait for one of them to be free, in seconds.
+        pool_lifetime_s: how long one of them is used, in seconds.
+        pooler: whether the server is reached through a pooler that gives each transaction another connection, such as
+            PgBouncer in transaction mode.
+        hints: whether processes tell each other of their commits by NOTIFY, so that caches and feeds hear of them
+            sooner than by looking; each process keeps a connection more.
+        breaker_failures: failures in a row to reach the server after which callers are told at once.
+        breaker_pause_s: seconds after which one of them tries again.
         telemetry: whether metrics and spans go to OpenTelemetry, which must be installed then.
     """
 
     migrate: Literal["auto", "check"] = "auto"
     freshness: Freshness = "bounded"
     staleness_s: float = 0.05
+    outage_staleness_s: float = 0.0
     timeout_s: float = 30.0
+    statement_timeout_s: float = 300.0
     transaction_timeout_s: float = 30.0
     cache_max_bytes: int = 100 * MIB
     cache_path: str | None = None
     cache_save_interval_s: float = 300.0
     cache_version: str = ""
+    shared_cache: str | None = None
+    shared_cache_timeout_s: float = 0.05
     ttl_s: Mapping[str, float] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     actor: str = ""
+    heads: int = DEFAULT_HEADS
+    pool_size: int = 10
+    pool_timeout_s: float = 30.0
+    pool_lifetime_s: float = 3600.0
+    pooler: bool = False
+    hints: bool = True
+    breaker_failures: int = 5
+    breaker_pause_s: float = 30.0
     telemetry: bool = False
 
     def __post_init__(self) -> None:
@@ -96,17 +128,26 @@ class Settings:
             raise ConfigurationError(f'migrate must be "auto" or "check", got {self.migrate!r}')
         if check_freshness(self.freshness) is None:
             raise ConfigurationError('freshness must be "bounded" or "linearizable", got None')
-        _require_number("staleness_s", self.staleness_s, least=0)
-        for name in ("timeout_s", "transaction_timeout_s"):
+        for name in ("staleness_s", "outage_staleness_s"):
+            _require_number(name, getattr(self, name), least=0)
+        for name in ("timeout_s", "statement_timeout_s", "transaction_timeout_s", "pool_timeout_s", "pool_lifetime_s"):
             _require_number(name, getattr(self, name), above=0)
-        for name in ("cache_max_bytes", "cache_save_interval_s"):
+        _require_number("shared_cache_timeout_s", self.shared_cache_timeout_s, above=0)
+        for name, most in (("heads", 256), ("pool_size", 1000), ("breaker_failures", 1_000_000)):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise ConfigurationError(f"{name} must be an integer from 1 to {most:,}, got {value!r:.80}")
+        for name in ("cache_max_bytes", "cache_save_interval_s", "breaker_pause_s"):
             _require_number(name, getattr(self, name), least=0)
         for kind, seconds in self.ttl_s.items():
             _require_number(f"ttl_s[{kind!r}]", seconds, above=0)
         if not isinstance(self.limits, Limits):
             raise ConfigurationError(f"limits must be a memory_store.Limits, got {type(self.limits).__name__}")
-        if not isinstance(self.telemetry, bool):
-            raise ConfigurationError(f"telemetry must be True or False, got {self.telemetry!r:.80}")
+        if self.shared_cache is not None and not _SHARED_CACHE.match(str(self.shared_cache)):
+            raise ConfigurationError("shared_cache must be a URL with redis://, rediss:// or unix://, or None")
+        for name in ("telemetry", "pooler", "hints"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"{name} must be True or False, got {getattr(self, name)!r:.80}")
         for name in ("cache_version", "actor"):
             value = getattr(self, name)
             if not isinstance(value, str) or len(value.encode("utf-8", "replace")) > 256:
@@ -133,6 +174,7 @@ def _require_number(name: str, value: Any, *, above: float | None = None, least:
         raise ConfigurationError(f"{name} must be at least {least:g}, got {value!r}")
 
 
+_SHARED_CACHE = re.compile(r"(rediss?|unix)://.")
 _NAMESPACE = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import ceil, frexp, ldexp
 
 from memory_store.errors import ConfigurationError
 
-__all__ = ["Distribution"]
+__all__ = ["Distribution", "merged"]
 
 # Below every exponent of a float, so that 2 to this power is 0.
 _ZERO = -1100
@@ -55,6 +56,14 @@ class Distribution:
                 return min(ldexp(1.0, exponent), self.max)
         return self.max
 
-    def copy(self) -> Distribution:
-        """Return a distribution that stays as this one is now."""
-        return Distribution(self.count, self.sum, self.max, dict(self.buckets))
+
+def merged(distributions: Iterable[Distribution]) -> Distribution:
+    """Return the distribution of all values of some, as they are now."""
+    whole = Distribution()
+    for one in distributions:
+        whole.count += one.count
+        whole.sum += one.sum
+        whole.max = max(whole.max, one.max)
+        for exponent, count in list(one.buckets.items()):
+            whole.buckets[exponent] = whole.buckets.get(exponent, 0) + count
+    return whole

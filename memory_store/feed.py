@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from memory_store.access import TieredAccess
-from memory_store.clock import from_us
+from memory_store.clock import boot_s, from_us
 from memory_store.durable.feed import Cursor, FeedPage, read_feed
-from memory_store.errors import MemoryStoreError
+from memory_store.errors import ConfigurationError, MemoryStoreError
 
-__all__ = ["LoggedChange", "follow"]
+__all__ = ["LoggedChange", "follow", "follow_shards"]
 
 _PAGE = 512
 _SHORTEST_WAIT_S = 0.005
@@ -48,23 +48,56 @@ class LoggedChange:
 
 
 def follow(access: TieredAccess, after: str, namespace: str | None) -> AsyncIterator[LoggedChange]:
-    """Yield the changes behind a cursor, and go on as they are made.
+    """Yield the changes of a shard behind a cursor, and go on as they are made.
 
     Args:
-        access: the open store.
-        after: "start", "end" (as of now, not of the first iteration) or a cursor.
+        access: to the shard.
+        after: "start", "end" (as of this call, not of the first iteration) or a cursor.
         namespace: only its changes; None for all.
     """
     access.require_usable()
-    if after == "end":
-        access.coherence.look()
-        return _follow(access, Cursor.end(access.coherence.head), namespace)
-    return _follow(access, None if after == "start" else Cursor.parse(after), namespace)
+    if after == "start":
+        return _follow(access, None, namespace)
+    if after != "end":
+        parts = after.split(",")  # a cursor of all shards has one for this one
+        part = parts[access.shard.number] if len(parts) > access.shard.number and len(parts) > 1 else after
+        return _follow(access, Cursor.parse(part), namespace)
+    # Where no look can be taken at once, what others did since the last one may come as well: nothing is ever lost.
+    access.coherence.look()
+    return _follow(access, Cursor.end(access.coherence.head), namespace)
+
+
+def follow_shards(accesses: Sequence[TieredAccess], after: str) -> AsyncIterator[LoggedChange]:
+    """Yield the changes of several shards, each shard's in its order; a cursor is that of each, joined by commas."""
+    cursors = after.split(",") if after not in ("start", "end") else [after] * len(accesses)
+    if len(cursors) != len(accesses):
+        raise ConfigurationError(f"the cursor is of a database with {len(cursors)} heads, this one has {len(accesses)}")
+    feeds = [follow(access, cursor, None) for access, cursor in zip(accesses, cursors, strict=True)]
+    if after == "end":  # after the calls of `follow`, which have looked
+        cursors = [str(Cursor.end(access.coherence.head)) for access in accesses]
+    return _merge(feeds, cursors)
+
+
+async def _merge(feeds: Sequence[AsyncIterator[LoggedChange]], cursors: list[str]) -> AsyncIterator[LoggedChange]:
+    coming = {asyncio.ensure_future(anext(feed)): number for number, feed in enumerate(feeds)}
+    try:
+        while True:
+            done, _ = await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                number = coming.pop(task)
+                change = task.result()
+                coming[asyncio.ensure_future(anext(feeds[number]))] = number
+                cursors[number] = change.cursor
+                yield replace(change, cursor=",".join(cursors))
+    finally:
+        for task in coming:
+            task.cancel()
+        await asyncio.wait(coming)
 
 
 async def _follow(access: TieredAccess, cursor: Cursor | None, namespace: str | None) -> AsyncIterator[LoggedChange]:
     coherence = access.coherence
-    access.feeds += 1
+    access.shard.feeds += 1
     try:
         while True:
             page = await _read(access, cursor)
@@ -86,12 +119,12 @@ async def _follow(access: TieredAccess, cursor: Cursor | None, namespace: str | 
                 await _wait(access)
                 await coherence.catch_up()
     finally:
-        access.feeds -= 1
+        access.shard.feeds -= 1
 
 
 async def _read(access: TieredAccess, cursor: Cursor | None) -> FeedPage:
     access.require_usable()
-    return await access.durable.scan.run(lambda connection: read_feed(connection, cursor, _PAGE))
+    return await access.durable.scan.run(lambda connection: read_feed(connection, cursor, _PAGE, access.shard.number))
 
 
 async def _wait(access: TieredAccess) -> None:
@@ -109,17 +142,18 @@ async def _wait(access: TieredAccess) -> None:
         nonlocal timer
         timer = loop.call_later(pause_s, look)
         try:
-            seen = coherence.look()  # a new commit wakes whoever waits
+            # A new commit wakes whoever waits. On a server somebody else looks for all.
+            seen = boot_s() < coherence.fresh_until or coherence.look()
         except MemoryStoreError:
             seen = False
         if not seen and not waiting.done():
             waiting.set_result(None)  # the task looks by way of a lane, and tells its caller what is wrong
 
     timer = loop.call_later(pause_s, look)
-    access.waiting.add(waiting)
+    access.shard.waiting.add(waiting)
     try:
         await waiting
     finally:
         timer.cancel()
-        access.waiting.discard(waiting)
+        access.shard.waiting.discard(waiting)
     access.require_usable()

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from memory_store.cache.keeper import version_key
 from memory_store.cache.reconcile import reconcile
 from memory_store.cache.snapshot import FILE_NAME, Snapshot
 from memory_store.config import Settings, resolve_settings
-from memory_store.durable.engine import Target, parse_url
+from memory_store.durable.connection import Connection
+from memory_store.durable.engine import ServerTarget, Target, parse_url
 from memory_store.durable.examine import Examination, cache_folder, examine, has_wal_reset_race, read_contents
-from memory_store.durable.schema import HEAD_REVISION, lock_path
-from memory_store.durable.verify import opened_to_read
+from memory_store.durable.findings import Finding, Findings, Watcher
+from memory_store.durable.schema import HEAD_REVISION, lock_path, read_revision
+from memory_store.durable.server_state import read_sizes
+from memory_store.durable.verify import SERVER_CHECKS, check_database, opened_to_read
+from memory_store.durable.visiting import visit
+from memory_store.durable.vitals import examine_server, examine_store
 from memory_store.errors import CacheError, MemoryStoreError, SchemaMismatchError
 from memory_store.records import RECORDS
 from memory_store.store import Namespace
 
 __all__ = ["Finding", "SavedCache", "StoreContents", "diagnose", "saved_cache", "stats"]
+
+_MOST_PROBLEMS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +38,10 @@ class StoreContents:
 
     Args:
         rows: number of records by namespace and kind.
-        position: its newest commit.
+        position: its newest commit; on a server, whose heads count for themselves, the sum of theirs.
         changes: length of the change log.
-        database_bytes: size of the database file.
-        wal_bytes: size of its write-ahead log.
+        database_bytes: size of the database file; on a server that of the store's tables and indexes.
+        wal_bytes: size of its write-ahead log; 0 on a server, where it belongs to all databases.
         cache_bytes: size of the saved cache.
     """
 
@@ -49,10 +57,15 @@ async def stats(store: Namespace) -> StoreContents:
     """Count what an open store holds, in all its namespaces."""
     access = store._store._access
     access.require_usable()
-    contents = await access.durable.scan.run(read_contents)
-    target = access.durable.target
+    target, scan = access.durable.target, access.durable.scan
+    contents = await scan.run(read_contents)
     folder = cache_folder(target, resolve_settings(target.parameters, {}))
-    return StoreContents(contents.rows, contents.head.position, contents.changes, *_sizes(target.path, folder))
+    if isinstance(target, Target):
+        sizes = _sizes(target.path, folder)
+    else:
+        database = sum((await scan.run(read_sizes)).values())
+        sizes = database, 0, _size(Path(folder) / FILE_NAME) if folder else 0
+    return StoreContents(contents.rows, contents.position, contents.changes, *sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +87,6 @@ class SavedCache:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing `diagnose` looked at.
-
-    Args:
-        name: what.
-        value: what it is, as text, number or object.
-        ok: False where something is wrong.
-        hint: what is wrong, or what it means.
-    """
-
-    name: str
-    value: Any
-    ok: bool = True
-    hint: str = ""
-
-
 async def saved_cache(store: Namespace) -> SavedCache:
     """Read the saved cache of an open store from end to end, and say whether the next start would use it."""
     access = store._store._access
@@ -100,7 +96,7 @@ async def saved_cache(store: Namespace) -> SavedCache:
     return await access.durable.scan.run(lambda connection: _saved_cache(connection, target, settings))
 
 
-def _saved_cache(connection: sqlite3.Connection, target: Target, settings: Settings) -> SavedCache:
+def _saved_cache(connection: Connection, target: Target | ServerTarget, settings: Settings) -> SavedCache:
     folder = cache_folder(target, settings)
     if not folder:
         return SavedCache(None, reason="none is kept")
@@ -117,7 +113,10 @@ def _saved_cache(connection: sqlite3.Connection, target: Target, settings: Setti
 
 
 def diagnose(url: str) -> list[Finding]:
-    """Check a database file and all that belongs to it, without changing anything. Blocks.
+    """Check a database and all that belongs to it, without changing anything. Blocks.
+
+    A file is read from end to end. Of a server its version, settings, limits and state are asked, and the head and
+    schema of the store; its log and records are read by `upkeep.verify` only, since they may be large.
 
     Raises:
         ConfigurationError: the URL or a setting is wrong.
@@ -128,9 +127,14 @@ def diagnose(url: str) -> list[Finding]:
         Finding("memory-store", f"{version('memory-store')}, schema {HEAD_REVISION}"),
         Finding("python", platform.python_version()),
         Finding("sqlalchemy", version("sqlalchemy")),
-        Finding("aiosqlite", version("aiosqlite")),
-        _sqlite(),
     ]
+    if isinstance(target, ServerTarget):
+        return [*findings, *_of_server(target, settings)]
+    return [*findings, *_of_file(target, settings)]
+
+
+def _of_file(target: Target, settings: Settings) -> list[Finding]:
+    findings = [Finding("aiosqlite", version("aiosqlite")), _sqlite()]
     if target.memory:
         return [*findings, Finding("database", ":memory:", hint="there is no file to check")]
     findings.append(_lock(target))
@@ -151,8 +155,45 @@ def diagnose(url: str) -> list[Finding]:
         totals = {kind: sum(counts[kind] for counts in by_namespace) for kind in RECORDS}
         findings.append(Finding("rows", totals, hint=f"namespaces: {len(by_namespace)}"))
         with opened_to_read(target.path, settings.timeout_s) as reading:
-            saved = _saved_cache(reading, target, settings)
-        findings.append(Finding("saved cache", asdict(saved), hint=saved.reason and f"{saved.reason}; it is rebuilt"))
+            findings.append(_cache_finding(reading, target, settings))
+    return findings
+
+
+def _cache_finding(connection: Connection, target: Target | ServerTarget, settings: Settings) -> Finding:
+    saved = _saved_cache(connection, target, settings)
+    return Finding("saved cache", asdict(saved), hint=saved.reason and f"{saved.reason}; it is rebuilt")
+
+
+def _of_server(target: ServerTarget, settings: Settings) -> list[Finding]:
+    findings: list[Finding] = []
+
+    def look(connection: Connection) -> None:
+        findings.append(Finding("database", target.name))
+        findings.extend(examine_server(connection, target, settings))
+        revision = read_revision(connection)
+        found = Examination(revision, "", Findings(_MOST_PROBLEMS))
+        if revision == HEAD_REVISION:
+            checks = {name: SERVER_CHECKS[name] for name in ("schema", "head")}
+            check_database(connection, found.findings, Watcher(), checks)
+        findings.extend(_checked(found, server=True))
+        whole = not any(problem.text.startswith("table ") for problem in found.findings.problems)
+        if revision == HEAD_REVISION and whole:
+            findings.extend(examine_store(connection))
+            folder = cache_folder(target, settings)
+            cache = _size(Path(folder) / FILE_NAME) if folder else 0
+            tables = read_sizes(connection)
+            sizes = {"database_bytes": sum(tables.values()), "changes_bytes": tables["changes"], "cache_bytes": cache}
+            findings.append(Finding("sizes", sizes))
+            findings.append(_cache_finding(connection, target, settings))
+
+    try:
+        # In a thread of its own: the caller's may have an event loop.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, visit(target, settings.timeout_s, look)).result()
+    except SchemaMismatchError as error:
+        findings.append(Finding("schema", error.found, ok=False, hint=str(error)))
+    except MemoryStoreError as error:
+        findings.append(Finding("database", target.name, ok=False, hint=str(error)))
     return findings
 
 
@@ -173,8 +214,8 @@ def _lock(target: Target) -> Finding:
     return Finding("lock file", path, hint="" if Path(path).exists() else "not there yet; opening the store makes it")
 
 
-def _checked(found: Examination) -> list[Finding]:
-    """Return a finding for each check that was made, and for the schema and the journal mode in any case."""
+def _checked(found: Examination, *, server: bool = False) -> list[Finding]:
+    """Return a finding for each check that was made, and for the schema and a file's journal mode in any case."""
     wrong = found.findings
     findings = []
     for check in wrong.counts:
@@ -184,7 +225,8 @@ def _checked(found: Examination) -> list[Finding]:
             findings.append(
                 Finding(check, texts or f"{count:,} problems", ok=False, hint=hint) if count else Finding(check, "ok")
             )
-    return [_schema(found), *findings, _journal(found.journal_mode, found.revision)]
+    journal = [] if server else [_journal(found.journal_mode, found.revision)]
+    return [_schema(found), *findings, *journal]
 
 
 _HINTS = {

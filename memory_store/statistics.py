@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from memory_store.access import TieredAccess
 from memory_store.cache.entries import Counters
+from memory_store.cache.shard import Shards
 from memory_store.clock import boot_s
-from memory_store.distribution import Distribution
+from memory_store.distribution import Distribution, merged
 from memory_store.instruments import Metric
 
 __all__ = ["METRICS", "StoreStats", "collect"]
@@ -77,34 +77,40 @@ class StoreStats:
         return sum(counters.dirty_fills for counters in self.cache.values())
 
 
-def collect(access: TieredAccess) -> StoreStats:
-    """Return the statistics of an open store; on any thread, since OpenTelemetry asks on its own."""
-    cache, coherence, durable = access.cache, access.coherence, access.durable
-    writer, checkpointer, now = durable.writer, durable.checkpointer, boot_s()
-    looked_at, checkpointed_at = coherence.looked_at, checkpointer.last_at
+def collect(shards: Shards, own: int) -> StoreStats:
+    """Return the statistics of an open store; on any thread, since OpenTelemetry asks on its own.
+
+    Args:
+        shards: of the store.
+        own: the shard of the store's own namespace, which positions and ages are given of.
+    """
+    shelf, checkpointer, now = shards.shelf, shards.durable.checkpointer, boot_s()
+    tiers, coherences, writers = zip(*((s.tier, s.coherence, s.writer) for s in shards), strict=True)
+    looked_at, checkpointed_at = coherences[own].looked_at, None if checkpointer is None else checkpointer.last_at
+    failures = 0 if checkpointer is None else checkpointer.failures
     return StoreStats(
-        cache={kind: replace(counters) for kind, counters in cache.counters.items()},
-        entries=len(cache),
-        used_bytes=cache.used_bytes,
-        max_bytes=cache.max_bytes,
-        position=cache.position,
-        lag=coherence.lag,
+        cache={kind: replace(counters) for kind, counters in shelf.counters.items()},
+        entries=len(shelf),
+        used_bytes=shelf.used_bytes,
+        max_bytes=shelf.max_bytes,
+        position=tiers[own].position,
+        lag=coherences[own].lag,
         looked_s_ago=now - looked_at if looked_at >= 0 else None,
-        looks=coherence.looks,
-        applied=cache.applied,
-        restarts=cache.restarts,
-        rewinds=coherence.rewinds,
-        writes=access.writes,
-        commits=writer.commits,
-        commit_writes=writer.commit_writes.copy(),
-        commit_s=writer.commit_s.copy(),
-        read_keys=durable.reader.read_keys.copy(),
-        wal_bytes=checkpointer.wal_bytes(),
-        checkpoints=checkpointer.checkpoints,
+        looks=sum(coherence.looks for coherence in coherences),
+        applied=sum(tier.applied for tier in tiers),
+        restarts=shards.restarts,
+        rewinds=sum(coherence.rewinds for coherence in coherences),
+        writes=sum(shard.writes for shard in shards),
+        commits=sum(writer.commits for writer in writers),
+        commit_writes=merged(writer.commit_writes for writer in writers),
+        commit_s=merged(writer.commit_s for writer in writers),
+        read_keys=merged(shard.reader.read_keys for shard in shards),
+        wal_bytes=0 if checkpointer is None else checkpointer.wal_bytes(),
+        checkpoints=0 if checkpointer is None else checkpointer.checkpoints,
         checkpoint_s_ago=None if checkpointed_at is None else now - checkpointed_at,
-        checkpoint_failures=checkpointer.failures,
-        failures=cache.failures + checkpointer.failures,
-        feeds=access.feeds,
+        checkpoint_failures=failures,
+        failures=sum(tier.failures for tier in tiers) + failures,
+        feeds=sum(shard.feeds for shard in shards),
     )
 
 

@@ -10,27 +10,31 @@ import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import URL
 
 from memory_store.access import TieredAccess
-from memory_store.cache.coherence import Coherence
-from memory_store.cache.keeper import CacheKeeper, CacheStatus
-from memory_store.cache.tier import CacheTier
+from memory_store.cache.keeper import CacheKeeper, CacheStatus, version_key
+from memory_store.cache.shard import Shards
+from memory_store.cache.shelf import Shelf
+from memory_store.cache.watch import HeadWatch
 from memory_store.collection import Access, Collection, Parts
 from memory_store.config import Settings, check_namespace, resolve_settings
 from memory_store.durable.engine import parse_url
 from memory_store.durable.examine import cache_folder
 from memory_store.durable.log import CommitToken
 from memory_store.durable.outcomes import Resolve
-from memory_store.durable.tier import Durable
-from memory_store.errors import ConfigurationError
-from memory_store.feed import LoggedChange, follow
+from memory_store.durable.tier import Durable, durable_tier
+from memory_store.errors import ConfigurationError, PositionLostError
+from memory_store.feed import LoggedChange, follow, follow_shards
 from memory_store.records import RECORDS, Embedding, Episode, Pattern, SpatiotemporalEntry, Step
 from memory_store.statistics import METRICS, StoreStats, collect
 from memory_store.telemetry import Telemetry, spanned
 from memory_store.transaction import UnitOfWork
+
+if TYPE_CHECKING:
+    from memory_store.cache.redis import RedisLink
 
 __all__ = ["Cache", "MemoryStore", "Namespace", "StoreStats", "Transaction"]
 
@@ -44,12 +48,12 @@ class Collections:
     embeddings: Parts[Embedding]
     spatiotemporal: Parts[SpatiotemporalEntry]
 
-    def __init__(self, namespace: str, cache: CacheTier, access: Access) -> None:
-        self.name = check_namespace(namespace)
+    def __init__(self, namespace: str, shelf: Shelf, access: Access) -> None:
+        self.name = namespace
         made: dict[str, Any] = {}
         for kind, spec in RECORDS.items():
             make: type[Collection[Any]] = Parts if spec.parent else Collection
-            made[kind] = make(spec, namespace, cache.space(kind, namespace), access)
+            made[kind] = make(spec, namespace, shelf.space(kind, namespace), access)
         self._by_kind = made
         self.episodes, self.steps, self.patterns = made["episode"], made["step"], made["pattern"]
         self.embeddings, self.spatiotemporal = made["embedding"], made["spatiotemporal"]
@@ -69,8 +73,8 @@ class Collections:
 class Transaction(Collections):
     """The collections inside one transaction: their writes are made together or not at all, their reads see them."""
 
-    def __init__(self, namespace: str, cache: CacheTier, work: UnitOfWork) -> None:
-        super().__init__(namespace, cache, work)
+    def __init__(self, namespace: str, shelf: Shelf, work: UnitOfWork) -> None:
+        super().__init__(namespace, shelf, work)
         self._work = work
 
     @property
@@ -83,35 +87,45 @@ class Namespace(Collections):
     """One namespace of a store; it shares the store's connections, cache and life."""
 
     def __init__(self, store: MemoryStore, namespace: str) -> None:
-        super().__init__(namespace, store._cache, store._access)
+        self._access = TieredAccess(check_namespace(namespace), store._settings.limits, store._shelf)
+        super().__init__(namespace, store._shelf, self._access)
         self._store = store
+        if store._shards is not None:
+            self._access.attach(store._shards)
+            if not store._access.is_open:
+                self._access.detach(store._access.unusable)
+
+    @property
+    def position(self) -> int:
+        """Position of the newest commit this process has seen, its own included; see `Record.position`."""
+        return 0 if self._store._shards is None else self._access.coherence.head.position
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Make several writes one commit: `async with store.transaction() as tx: await tx.episodes.put(...)`.
 
         It commits at the end of the block and rolls back on any exception or cancellation. The cache sees it after the
-        commit. While it is open no other write of any process goes on, so keep model calls out of it; after
-        `transaction_timeout_s` it is rolled back. Reading the store itself inside the block sees what was before.
+        commit. While it is open no other write of any process goes on (on a server: to namespaces of the same head), so
+        keep model calls out of it; after `transaction_timeout_s` it is rolled back. Reading the store itself inside the block sees what was before.
 
         Raises:
             DurableTimeoutError: the database stayed locked, or the block took too long; nothing was written.
             CommitUnknownError: nobody can say whether it was committed.
             ConfigurationError: this task has a transaction open already.
         """
-        store = self._store
-        access, settings = store._access, store._settings
+        store, access = self._store, self._access
         access.require_writable()
+        settings, shard = store._settings, access.shard
         with spanned(store._telemetry, "memory_store.transaction") as span:
-            exclusive = await access.durable.writer.exclusive()
-            work = UnitOfWork(exclusive, settings.limits, settings.transaction_timeout_s)
+            exclusive = await shard.writer.exclusive()
+            work = UnitOfWork(exclusive, access.dialect, settings.limits, settings.transaction_timeout_s)
             await work.begin()
-            access.transaction_task = asyncio.current_task()
+            shard.transaction_task = asyncio.current_task()
             try:
                 try:
-                    yield Transaction(self.name, store._cache, work)
+                    yield Transaction(self.name, store._shelf, work)
                 finally:
-                    access.transaction_task = None
+                    shard.transaction_task = None
             except BaseException:
                 await work.roll_back()
                 raise
@@ -134,7 +148,7 @@ class Namespace(Collections):
             ConfigurationError: `after` is none of these.
             StoreClosedError: the store was closed.
         """
-        return follow(self._store._access, after, self.name)
+        return follow(self._access, after, self.name)
 
 
 class Cache:
@@ -193,12 +207,13 @@ class MemoryStore(Namespace):
         unknown = sorted(set(self._settings.ttl_s) - set(RECORDS))
         if unknown:
             raise ConfigurationError(f"ttl_s names unknown kind {unknown[0]!r}; known: {', '.join(RECORDS)}")
-        self._cache = CacheTier(int(self._settings.cache_max_bytes), self._settings.ttl_s)
-        self._coherence = Coherence(self._cache, self._settings.freshness, self._settings.staleness_s)
-        self._access = TieredAccess(self._settings.limits, self._cache, self._coherence)
-        self._telemetry = Telemetry(self._target.path) if self._settings.telemetry else None
+        self._shelf = Shelf(int(self._settings.cache_max_bytes), self._settings.ttl_s)
+        self._shards: Shards | None = None
+        self._watch: HeadWatch | None = None
+        self._telemetry = Telemetry(self._target.name) if self._settings.telemetry else None
         self._keeper: CacheKeeper | None = None
         self._durable: Durable | None = None
+        self._link: RedisLink | None = None
         self._closing: asyncio.Task[None] | None = None
         self._namespaces: dict[str, Namespace] = {}
         self.cache = Cache(self)
@@ -215,7 +230,7 @@ class MemoryStore(Namespace):
         """
         if self._durable is not None:
             raise ConfigurationError("a store is opened once: make a new MemoryStore")
-        self._durable = Durable(self._target, self._settings, self._coherence, self._telemetry)
+        self._durable = durable_tier(self._target, self._settings, self._telemetry)
         opening = asyncio.create_task(self._open(self._durable))
         try:
             await asyncio.shield(opening)
@@ -228,22 +243,43 @@ class MemoryStore(Namespace):
         return self
 
     async def _open(self, durable: Durable) -> None:
-        await durable.open()
-        self._cache.head = durable.head
-        self._access.attach(durable)
+        link = self._shared_cache()
+        try:
+            await durable.open()
+        except BaseException:
+            if link is not None:
+                await link.close()
+            raise
+        if link is not None:
+            await link.wait()
+        self._shards = shards = Shards(durable, self._shelf, self._settings, link)
+        if durable.probe is None and self._settings.freshness == "bounded" and self._settings.staleness_s:
+            self._watch = HeadWatch(shards, self._settings.staleness_s)
+        for namespace in (self, *self._namespaces.values()):
+            namespace._access.attach(shards)
         self._keeper = CacheKeeper(
-            self._coherence,
-            durable.scan,
-            cache_folder(durable.target, self._settings) or None,
+            shards,
+            cache_folder(self._target, self._settings) or None,
             self._settings.cache_version,
             self._settings.cache_save_interval_s,
             self._telemetry,
         )
         self._keeper.start()
         if self._telemetry is not None:
-            access = self._access
-            self._telemetry.observe(METRICS, lambda: collect(access))
+            own = self._access.shard.number
+            self._telemetry.observe(METRICS, lambda: collect(shards, own))
         _OPEN_STORES.add(self)
+
+    def _shared_cache(self) -> RedisLink | None:
+        """Begin to connect to the shared cache level, if there is one."""
+        if self._settings.shared_cache is None:
+            return None
+        from memory_store.cache.redis import RedisLink
+
+        key = version_key(self._settings.cache_version)
+        self._link = RedisLink(self._settings.shared_cache, self._settings.shared_cache_timeout_s, key)
+        self._link.start()
+        return self._link
 
     async def close(self) -> None:
         """Finish what is queued, save the cache and close every connection. Safe to call twice or when never opened.
@@ -253,8 +289,11 @@ class MemoryStore(Namespace):
         if self._durable is None or not (self._access.is_open or self._closing):
             return
         if self._closing is None:
-            self._access.require_writable()
-            self._access.detach("the store is closed")
+            assert self._shards is not None
+            self._access.require_usable()
+            for shard in self._shards:
+                shard.require_no_transaction()
+            self._detach("the store is closed")
             self._closing = asyncio.create_task(self._close(self._durable))
         try:
             await asyncio.shield(self._closing)
@@ -267,11 +306,23 @@ class MemoryStore(Namespace):
         if self._telemetry is not None:
             self._telemetry.close()
         try:
-            await durable.writer.drain()
+            for shard in self._shards or ():
+                await shard.writer.drain()
             if self._keeper is not None:
                 await self._keeper.close()
         finally:
+            if self._link is not None and self._shards is not None:
+                await self._shards.close_shared()
+                await self._link.close()
             await durable.close()
+
+    def _detach(self, reason: str) -> None:
+        for namespace in (self, *self._namespaces.values()):
+            namespace._access.detach(reason)
+        if self._watch is not None:
+            self._watch.close()
+        if self._shards is not None:
+            self._shards.detach()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -288,7 +339,7 @@ class MemoryStore(Namespace):
 
     def __repr__(self) -> str:
         state = "open" if self._access.is_open else "closed"
-        return f"<MemoryStore {self._target.path} namespace={self.name!r} {state}>"
+        return f"<MemoryStore {self._target.name} namespace={self.name!r} {state}>"
 
     def namespace(self, name: str) -> Namespace:
         """Return another namespace of the same store; it sees none of this one's records.
@@ -301,14 +352,25 @@ class MemoryStore(Namespace):
             found = self._namespaces[name] = Namespace(self, name)
         return found
 
-    @property
-    def position(self) -> int:
-        """Position of the newest commit this process has seen, its own included; see `Record.position`."""
-        return self._cache.head.position
-
     def follow_all(self, *, after: str = "end") -> AsyncIterator[LoggedChange]:
-        """Yield every change of every namespace, and what concerns the database as a whole; else as `follow`."""
-        return follow(self._access, after, None)
+        """Yield every change of every namespace, and what concerns the database as a whole; else as `follow`.
+
+        On a server with several heads, the changes of each head come in their order.
+        """
+        self._access.require_usable()
+        assert self._shards is not None
+        if len(self._shards) == 1:
+            return follow(self._access, after, None)
+        return follow_shards(self._shard_accesses(self._shards), after)
+
+    def _shard_accesses(self, shards: Shards) -> list[TieredAccess]:
+        """Return a way to each shard, whichever namespace it is of."""
+        accesses = []
+        for shard in shards:
+            access = TieredAccess(self.name, self._settings.limits, self._shelf)
+            access.attach(shards, shard)
+            accesses.append(access)
+        return accesses
 
     async def resolve(self, token: str) -> bool:
         """Return whether the commit behind a `CommitUnknownError` happened. After False it never will.
@@ -322,12 +384,20 @@ class MemoryStore(Namespace):
             PositionLostError: nobody knows any more: the log was trimmed, or the token is of another database.
             ConfigurationError: it is no token.
         """
-        return bool((await self._access.write(Resolve(CommitToken.parse(token)))).result)
+        parsed = CommitToken.parse(token)
+        self._access.require_usable()
+        assert self._shards is not None
+        if parsed.shard >= len(self._shards):
+            raise PositionLostError("the token belongs to another database", position=parsed.position, head=0)
+        shard = self._shards[parsed.shard]
+        shard.require_no_transaction()
+        return bool((await shard.writer.submit(Resolve(parsed))).result)
 
     def stats(self) -> StoreStats:
         """Return the counters of this process since the store was opened."""
         self._access.require_usable()
-        return collect(self._access)
+        assert self._shards is not None
+        return collect(self._shards, self._access.shard.number)
 
 
 async def _to_the_end(task: asyncio.Task[Any]) -> None:
@@ -343,7 +413,7 @@ _OPEN_STORES: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
 def _forget_parent_stores() -> None:
     """In a forked child: its copies of the stores have no threads and must not touch the parent's connections."""
     for store in list(_OPEN_STORES):
-        store._access.detach("the store was opened in another process, before a fork: open one in this process")
+        store._detach("the store was opened in another process, before a fork: open one in this process")
     _OPEN_STORES.clear()
 
 

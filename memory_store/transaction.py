@@ -8,24 +8,33 @@ connection's own thread and the lane handed on by a callback, never by the task.
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
+
+from sqlalchemy import Dialect
 
 from memory_store.cache.entries import Space
 from memory_store.clock import now_us
 from memory_store.codec import Row
 from memory_store.config import Freshness, Limits, check_freshness
 from memory_store.durable.commits import rollback
-from memory_store.durable.dialects.sqlite import translate
+from memory_store.durable.connection import Connection
+from memory_store.durable.dialects import translate
 from memory_store.durable.lane import Lane
-from memory_store.durable.log import Commit
+from memory_store.durable.log import Commit, CommitToken
 from memory_store.durable.operations import Context, Operation
+from memory_store.durable.outcomes import Resolve
 from memory_store.durable.query import Query
 from memory_store.durable.reader import Key, read_by_id, read_keys
 from memory_store.durable.writer import Exclusive, Written, run_in_savepoint
-from memory_store.errors import CommitUnknownError, ConfigurationError, DurableTimeoutError
+from memory_store.errors import (
+    CommitUnknownError,
+    ConfigurationError,
+    DurableTimeoutError,
+    DurableUnavailableError,
+    MemoryStoreError,
+)
 
 __all__ = ["UnitOfWork"]
 
@@ -35,12 +44,13 @@ class UnitOfWork:
 
     Args:
         exclusive: the writer's lane.
+        dialect: in which users' expressions are compiled.
         limits: the largest values accepted.
         timeout_s: seconds until it is rolled back, since it keeps every other writer waiting.
     """
 
-    def __init__(self, exclusive: Exclusive, limits: Limits, timeout_s: float) -> None:
-        self.limits = limits
+    def __init__(self, exclusive: Exclusive, dialect: Dialect, limits: Limits, timeout_s: float) -> None:
+        self.dialect, self.limits = dialect, limits
         self._exclusive, self._timeout_s = exclusive, timeout_s
         self.position = 0
         """Of the commit, once it has been made and if it changed anything."""
@@ -81,7 +91,9 @@ class UnitOfWork:
         """Nothing: the cache does not know what is not committed."""
         check_freshness(freshness)
 
-    async def load(self, space: Space, ids: Sequence[str], at_least: int | None = None) -> list[list[Row]]:
+    async def load(
+        self, space: Space, ids: Sequence[str], freshness: Freshness | None = None, at_least: int | None = None
+    ) -> list[list[Row]]:
         """Read keys as the transaction sees them; nothing is missed, nobody else can write."""
         self._require_open()
         keys = [Key(space.kind, space.namespace, id_) for id_ in ids]
@@ -94,7 +106,7 @@ class UnitOfWork:
     async def query(self, query: Query) -> list[tuple[Any, ...]]:
         """Run a query as the transaction sees the rows."""
         self._require_open()
-        return await self.lane.run(lambda connection: connection.execute(*query).fetchall())
+        return list(await self.lane.run(lambda connection: connection.execute(*query).fetchall()))
 
     async def rows_by_id(
         self, kind: str, namespace: str, ids: list[str], at_least: int | None = None
@@ -116,8 +128,28 @@ class UnitOfWork:
         self._end(done)
         try:
             await asyncio.shield(done)
+        except CommitUnknownError as error:
+            if not self.lane.settles:
+                raise
+            await self._settle(error)
         except Exception as error:
             raise translate(error) from error
+
+    async def _settle(self, doubt: CommitUnknownError) -> None:
+        """Find out on another connection whether it was committed.
+
+        Raises:
+            CommitUnknownError: that cannot be found out now.
+            DurableUnavailableError: it was not; nothing was written.
+        """
+        token = CommitToken.parse(doubt.token)
+        try:
+            happened = (await self._exclusive.writer.submit(Resolve(token))).result
+        except MemoryStoreError:
+            raise doubt from None
+        if not happened:
+            raise DurableUnavailableError("the connection broke before the commit; nothing was written") from doubt
+        self.position = token.position
 
     async def roll_back(self) -> None:
         """Undo everything; safe to call when it has ended already."""
@@ -152,18 +184,18 @@ class UnitOfWork:
             self._exclusive.publish(commit)
         self._exclusive.release()
 
-    def _begin(self, connection: sqlite3.Connection) -> None:
-        self._held.enter_context(self._exclusive.lock.shared())
+    def _begin(self, connection: Connection) -> None:
+        self._held.enter_context(self._exclusive.guard.writing())
         self._opened = self._exclusive.log.begin(connection, self._exclusive.known)
         self._context = self._context._replace(position=self._opened.head.position + 1)
 
-    def _commit(self, connection: sqlite3.Connection) -> Commit:
+    def _commit(self, connection: Connection) -> Commit:
         with self._held:
             commit = self._exclusive.log.commit(connection, self._context, self._opened)
         if commit.changes:
-            self._exclusive.checkpointer.after_commit(connection, len(commit.changes))
+            self._exclusive.guard.after_commit(connection, len(commit.changes))
         return commit
 
-    def _roll_back(self, connection: sqlite3.Connection) -> None:
+    def _roll_back(self, connection: Connection) -> None:
         with self._held:
             rollback(connection)

@@ -1,7 +1,8 @@
 """Looking after a database: `backup` it while it is used, `restore` a backup under running stores, `verify`, `repair`.
 
-Each runs in a thread, so the event loop goes on. A cancelled call waits until its thread has cleaned up, and leaves
-everything as it was.
+Work on a file runs in a thread, so the event loop goes on. A cancelled call waits until its thread has cleaned up, and
+leaves everything as it was. A database on a server is verified and repaired over a connection of its own; its backups
+are made and restored with the server's tools.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from memory_store.cache.verify import CHECK, check_saved_cache
 from memory_store.config import Settings, resolve_settings
 from memory_store.durable import schema
 from memory_store.durable.backup import require_elsewhere, require_unused, write_backup
+from memory_store.durable.catalogue import expected_objects
+from memory_store.durable.connection import Connection
 from memory_store.durable.dialects.sqlite import translate
-from memory_store.durable.engine import Target, parse_url
+from memory_store.durable.engine import ServerTarget, Target, embedded, parse_url
 from memory_store.durable.examine import cache_folder, require_file
-from memory_store.durable.findings import Findings, Problem, Watcher
-from memory_store.durable.log import read_head
-from memory_store.durable.repair import repair_database
+from memory_store.durable.findings import Findings, Problem, Watcher, is_damage
+from memory_store.durable.log import read_heads
+from memory_store.durable.repair import Repaired, repair_database
+from memory_store.durable.repair_server import repair_server
 from memory_store.durable.replacement import restore_backup
-from memory_store.durable.verify import CHECKS, check_database, opened_to_read
-from memory_store.errors import ConfigurationError, DurableUnavailableError
+from memory_store.durable.verify import CHECKS, SERVER_CHECKS, check_database, opened_to_read, require_whole_view
+from memory_store.durable.visiting import visit
+from memory_store.errors import ConfigurationError, DurableError, DurableUnavailableError
 from memory_store.store import Namespace
 
 __all__ = [
@@ -97,8 +102,8 @@ class Verification:
     """What a verification found.
 
     Args:
-        path: the database.
-        position: the commit that was looked at.
+        path: the database; on a server its URL, without the password.
+        position: the commit that was looked at; on a server, whose heads count for themselves, the sum of theirs.
         found: the number of problems by check; 0 where all is well.
         problems: the first ones.
         saved_cache: "sound", or why there was nothing to compare.
@@ -128,11 +133,11 @@ class RepairReport:
     """What a repair did.
 
     Args:
-        path: the database.
+        path: the database; on a server its URL, without the password.
         problems: the first of what was wrong.
         total: how much was wrong.
         done: what was done; empty where nothing was wrong.
-        copy: the file that holds the database as it was before, None where nothing was changed.
+        copy: the file that holds the database as it was before, None where nothing was changed, and on a server.
         left: the first of what is still wrong.
         seconds: how long it took.
     """
@@ -170,7 +175,7 @@ async def backup(
         StorageFullError: there is no room for the copy.
     """
     began = time.monotonic()
-    target = source._store._access.durable.target if isinstance(source, Namespace) else _file(source)
+    target = _embedded(source._store._target) if isinstance(source, Namespace) else _file(source)
     name = os.fspath(path)
 
     def copy(connection: sqlite3.Connection, watcher: Watcher) -> BackupReport:
@@ -240,6 +245,7 @@ async def verify(url: str, *, most: int = _MOST_PROBLEMS, on_progress: Progress 
     Checked are: every page and index (SQLite's integrity check), foreign keys, the head, the journal mode, tables,
     indexes and triggers against those of a new database, the change log (no gaps, whole commits), every record against
     what the log says last of it, idempotency keys, and every entry of the saved cache that the next opening would use.
+    On a server all heads in one snapshot, keys and functions as well; its pages and indexes are for its own pg_amcheck.
 
     Args:
         url: the database.
@@ -247,87 +253,150 @@ async def verify(url: str, *, most: int = _MOST_PROBLEMS, on_progress: Progress 
         on_progress: told how far it is.
 
     Raises:
+        ConfigurationError: row-level security hides a part of the server's tables from the role.
         DurableUnavailableError: there is none, or it cannot be read at all.
         SchemaMismatchError: it is at another revision than this library.
     """
     began = time.monotonic()
-    target = _file(url)
+    target = _kept(url)
     settings = _settings(target)
 
-    def run(watcher: Watcher) -> Verification:
-        require_file(target)
+    def run(connection: Connection, watcher: Watcher) -> Verification:
         findings = Findings(most)
-        with opened_to_read(target.path, settings.timeout_s) as connection:
-            schema.check(schema.read_revision(connection), target)
-            position = 0
-            check_database(connection, findings, watcher, CHECKS)
-            if not findings.counts["head"]:
-                position = read_head(connection).position
+        schema.check(schema.read_revision(connection), target)
+        if isinstance(target, ServerTarget):
+            require_whole_view(connection)
+        position, saved = 0, "there is none"
+        check_database(connection, findings, watcher, SERVER_CHECKS if isinstance(target, ServerTarget) else CHECKS)
+        if not findings.counts["head"]:
+            position = sum(head.position for head in read_heads(connection))
+        if isinstance(target, Target) or not findings.counts["head"]:  # a server's transactions need the table
             key = version_key(settings.cache_version)
             saved = check_saved_cache(connection, cache_folder(target, settings), key, findings, watcher)
         seconds = time.monotonic() - began
-        return Verification(target.path, position, dict(findings.counts), findings.problems, saved, seconds)
+        return Verification(target.name, position, dict(findings.counts), findings.problems, saved, seconds)
 
-    return await _in_thread(run, on_progress)
+    return await _over(target, settings, run, on_progress)
 
 
-async def repair(url: str, *, on_progress: Progress | None = None) -> RepairReport:
-    """Repair what follows from the rows, if anything is wrong; a copy of the database as it is is made first.
+async def repair(url: str, *, without_copy: bool = False, on_progress: Progress | None = None) -> RepairReport:
+    """Repair what follows from the rows, if anything is wrong; a copy of a file as it is is made first.
 
     Indexes and triggers are made anew, parts without their episode are deleted, the log is brought to say what the rows
-    say, the head what the log says; a damaged saved cache is removed. A new epoch begins, so that nothing stale
-    survives in any process. What is left after that (a missing table, a damaged page) takes a backup.
+    say, the head what the log says; a damaged saved cache is removed. A new epoch begins (on a server in all heads), so
+    that nothing stale survives in any process. What is left after that (a missing table, a damaged page) takes a
+    backup. On a server writers wait meanwhile.
+
+    Args:
+        url: the database.
+        without_copy: repair a database on a server, of which no copy is made here: have a backup of your own.
+        on_progress: told how far it is.
 
     Raises:
+        ConfigurationError: the database is on a server, and `without_copy` is not set.
         DurableUnavailableError: there is none, or the file itself is damaged: restore a backup. It was not changed.
         SchemaMismatchError: it is at another revision than this library.
         DurableTimeoutError: other programs kept the database locked. Nothing was changed.
     """
     began = time.monotonic()
-    target = _file(url)
+    target = _kept(url)
     settings = _settings(target)
+    if isinstance(target, ServerTarget) and not without_copy:
+        raise ConfigurationError(
+            f"{target.name} is on a server, where no copy is made before a repair: make one (pg_dump -Fc), then repair "
+            "it with without_copy=True, or `memory-store doctor --repair --without-copy`"
+        )
+    folder = cache_folder(target, settings)
+    findings = Findings(_MOST_PROBLEMS)
 
-    def run(watcher: Watcher) -> RepairReport:
-        require_file(target)
-        findings, folder = Findings(_MOST_PROBLEMS), cache_folder(target, settings)
-        with opened_to_read(target.path, settings.timeout_s) as connection:
-            schema.check(schema.read_revision(connection), target)
+    def check_cache(connection: Connection, watcher: Watcher) -> bool:
+        schema.check(schema.read_revision(connection), target)
+        try:
             check_saved_cache(connection, folder, version_key(settings.cache_version), findings, watcher)
-        stale = bool(findings.counts[CHECK])
-        repaired = repair_database(target, settings.timeout_s, watcher, findings, even_if_sound=stale)
+        except DurableError as error:
+            if not (isinstance(target, ServerTarget) and is_damage(error)):
+                raise  # no head: the repair says so
+        return bool(findings.counts[CHECK])
+
+    def report(repaired: Repaired, *, stale: bool) -> RepairReport:
         if stale:
             (Path(folder) / FILE_NAME).unlink(missing_ok=True)
             repaired.done.append("removed the saved cache")
-        return RepairReport(
-            target.path,
-            findings.problems,
-            findings.total,
-            repaired.done,
-            repaired.copy,
-            [] if repaired.copy is None else repaired.left.problems,
-            time.monotonic() - began,
-        )
+        left = repaired.left.problems if repaired.done else []
+        seconds = time.monotonic() - began
+        return RepairReport(target.name, findings.problems, findings.total, repaired.done, repaired.copy, left, seconds)
 
-    return await _in_thread(run, on_progress)
+    def in_file(watcher: Watcher) -> RepairReport:
+        assert isinstance(target, Target)
+        require_file(target)
+        with opened_to_read(target.path, settings.timeout_s) as connection:
+            stale = check_cache(connection, watcher)
+        return report(repair_database(target, settings.timeout_s, watcher, findings, even_if_sound=stale), stale=stale)
+
+    def on_server(connection: Connection, watcher: Watcher) -> RepairReport:
+        assert isinstance(target, ServerTarget)
+        stale = check_cache(connection, watcher)
+        done = repair_server(connection, target, settings.timeout_s, watcher, findings, even_if_sound=stale)
+        return report(done, stale=stale)
+
+    if isinstance(target, ServerTarget):
+        return await _over(target, settings, on_server, on_progress)
+    return await _in_thread(in_file, on_progress)
 
 
-def _file(url: str) -> Target:
+def _kept(url: str) -> Target | ServerTarget:
     target = parse_url(url)
     if target.memory:
         raise ConfigurationError("a :memory: database ends with its store: name a file, e.g. sqlite:///agent.db")
     return target
 
 
-def _settings(target: Target) -> Settings:
+def _file(url: str) -> Target:
+    target = _embedded(_kept(url))
+    return target
+
+
+def _embedded(target: Target | ServerTarget) -> Target:
+    return embedded(
+        target,
+        "back it up with pg_dump (one database) or pg_basebackup (the server), and restore that with pg_restore; no "
+        "store or saved cache takes a restored database for the one it knew",
+    )
+
+
+def _settings(target: Target | ServerTarget) -> Settings:
     return resolve_settings(target.parameters, {})
+
+
+async def _over(
+    target: Target | ServerTarget,
+    settings: Settings,
+    work: Callable[[Connection, Watcher], T],
+    on_progress: Progress | None,
+) -> T:
+    """Run work over a connection of its own: to a server in a greenlet, to a file in a thread and without rights."""
+    if isinstance(target, ServerTarget):
+        await asyncio.to_thread(expected_objects)  # reads the migrations, once
+        return await _run(
+            lambda watcher: visit(target, settings.timeout_s, lambda connection: work(connection, watcher)),
+            on_progress,
+            cancel=True,
+        )
+
+    def run(watcher: Watcher) -> T:
+        require_file(target)
+        with opened_to_read(target.path, settings.timeout_s) as connection:
+            return work(connection, watcher)
+
+    return await _in_thread(run, on_progress)
 
 
 async def _in_thread(work: Callable[[Watcher], T], on_progress: Progress | None) -> T:
     return await _run(lambda watcher: asyncio.to_thread(work, watcher), on_progress)
 
 
-async def _run(start: Callable[[Watcher], Awaitable[T]], on_progress: Progress | None) -> T:
-    """Wait for work in a thread. Cancelled, it stops the work, waits until it has cleaned up, and then raises."""
+async def _run(start: Callable[[Watcher], Awaitable[T]], on_progress: Progress | None, *, cancel: bool = False) -> T:
+    """Wait for work. Cancelled, it stops it (in a thread: asks it to end), waits until it has ended, and raises."""
     loop = asyncio.get_running_loop()
 
     def tell(what: str, done: int, total: int) -> None:
@@ -340,6 +409,8 @@ async def _run(start: Callable[[Watcher], Awaitable[T]], on_progress: Progress |
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         watcher.stop()
+        if cancel:
+            running.cancel()
         while not running.done():
             try:
                 await asyncio.wait({running})

@@ -14,12 +14,16 @@ from memory_store import MemoryStore
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
-BACKENDS = ["sqlite-file", "sqlite-memory"]
+pytest_plugins = ["tests.servers.fixtures", "tests.migration.postgresql"]
+
+BACKENDS = ["sqlite-file", "sqlite-memory", "postgresql"]
 
 
 @pytest.fixture(params=BACKENDS)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A URL of an empty database, once for each backend."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres_url"))
     return {"sqlite-file": f"sqlite:///{tmp_path}/agent.db", "sqlite-memory": "sqlite:///:memory:"}[request.param]
 
 

@@ -36,14 +36,15 @@ class Counters:
 class Space:
     """One kind in one namespace: the prefix of its cache keys, its counters, its TTL.
 
-    `changed` is the position of its newest change; entries from before `floor` may be wrong and count as absent.
+    `changed` is the position of its newest change; entries from before `floor` may be wrong and count as absent. Both
+    are positions of its namespace's `shard`, which is known once the store is open.
     """
 
-    __slots__ = ("changed", "counters", "floor", "kind", "namespace", "prefix", "ttl_s")
+    __slots__ = ("changed", "counters", "floor", "kind", "namespace", "prefix", "shard", "ttl_s")
 
     def __init__(self, kind: str, namespace: str, prefix: str, counters: Counters, ttl_s: float) -> None:
         self.kind, self.namespace, self.prefix, self.counters, self.ttl_s = kind, namespace, prefix, counters, ttl_s
-        self.changed = self.floor = 0
+        self.changed = self.floor = self.shard = 0
 
 
 class Entries(LRUCache[str, bytes]):

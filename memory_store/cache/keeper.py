@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import Literal
 
-from memory_store.cache.coherence import Coherence
 from memory_store.cache.entries import Entries, Space
 from memory_store.cache.fences import Fence
 from memory_store.cache.rebuild import Progress, rebuild
 from memory_store.cache.reconcile import Changed, reconcile
+from memory_store.cache.shard import Shards
 from memory_store.cache.snapshot import Header, SavedEntries, Snapshot, save
 from memory_store.clock import boot_s
 from memory_store.codec import fingerprint
 from memory_store.durable.changes import HeadState
-from memory_store.durable.lane import Lane
 from memory_store.durable.reader import PlainKey
 from memory_store.durable.schema import HEAD_REVISION
 from memory_store.errors import CacheError, MemoryStoreError
@@ -78,8 +77,7 @@ class CacheKeeper:
     """The life of one store's cache.
 
     Args:
-        coherence: keeps the entries true.
-        scan: the lane for long reads.
+        shards: keep the entries true.
         folder: where it is saved, None for nowhere.
         own_version: the user's part of the version key.
         interval_s: seconds between saves; 0 for on close only.
@@ -88,24 +86,22 @@ class CacheKeeper:
 
     def __init__(
         self,
-        coherence: Coherence,
-        scan: Lane,
+        shards: Shards,
         folder: str | None,
         own_version: str,
         interval_s: float,
         telemetry: Telemetry | None = None,
     ) -> None:
-        cache = coherence.cache
-        self._coherence, self._cache, self._scan, self._folder = coherence, cache, scan, folder
+        self._shards, self._shelf, self._scan, self._folder = shards, shards.shelf, shards.durable.scan, folder
         self._interval_s, self._telemetry = interval_s, telemetry
         self._version_key = version_key(own_version)
-        self._state: Literal["ready", "loading", "rebuilding", "off"] = "ready" if cache.max_bytes else "off"
+        self._state: Literal["ready", "loading", "rebuilding", "off"] = "ready" if self._shelf.max_bytes else "off"
         self._reason = self._error = ""
         self._progress = Progress()
         self._work: asyncio.Task[None] | None = None
         self._saver: asyncio.Task[None] | None = None
         self._one_at_a_time = asyncio.Lock()
-        self._saved_at = -1
+        self._saved_at: list[HeadState] = []
 
     def start(self) -> None:
         """Begin loading or rebuilding in the background, and saving now and then."""
@@ -122,9 +118,9 @@ class CacheKeeper:
         return CacheStatus(
             state=self._state,
             reason=self._reason,
-            entries=len(self._cache),
-            used_bytes=self._cache.used_bytes,
-            max_bytes=self._cache.max_bytes,
+            entries=len(self._shelf),
+            used_bytes=self._shelf.used_bytes,
+            max_bytes=self._shelf.max_bytes,
             done=self._progress.done,
             total=self._progress.total,
             version_key=self._version_key,
@@ -159,7 +155,7 @@ class CacheKeeper:
         """Drop every entry, stop a rebuild, and remove the saved cache's use by saving an empty one."""
         async with self._one_at_a_time:
             await self._stop_work()
-            await _let_go(self._cache.clear())
+            await _let_go(self._shelf.clear())
         await self.save()
 
     async def save(self) -> None:
@@ -167,31 +163,31 @@ class CacheKeeper:
         if self._folder is None or self._state == "off":
             return
         # Before the entries are collected: a later watermark would vouch for changes that they have not seen.
-        head, restarts = self._cache.head, self._cache.restarts
+        heads, restarts = self._shards.heads, self._shards.restarts
         try:
             with spanned(self._telemetry, "memory_store.cache.save") as span:
-                keys, entries = await self._collect(head)
-                if self._cache.restarts != restarts:
+                keys, entries = await self._collect(heads)
+                if self._shards.restarts != restarts:
                     return  # some entries may belong to another past; what is on the disk is told apart by its nonce
-                header = Header(self._version_key, head, self._cache.age_s(), self._cache.spaces())
+                header = Header(self._version_key, heads, self._shelf.age_s(), self._shelf.spaces())
                 await asyncio.to_thread(save, self._folder, header, keys, entries)
-                span.set(entries=len(keys), position=head.position)
+                span.set(entries=len(keys), position=max(head.position for head in heads))
         except MemoryStoreError as error:
             self._error = str(error)
         else:
-            self._saved_at = head.position
+            self._saved_at = heads
 
-    async def _collect(self, head: HeadState) -> tuple[list[str], list[bytes]]:
-        """Return the keys and entries as of a watermark, letting other tasks run between some and some.
+    async def _collect(self, heads: list[HeadState]) -> tuple[list[str], list[bytes]]:
+        """Return the keys and entries as of some watermarks, letting other tasks run between some and some.
 
         What changes meanwhile is left out.
         """
-        order = self._cache.keys()
+        order, positions = self._shelf.keys(), [head.position for head in heads]
         keys: list[str] = []
         entries: list[bytes] = []
         for start in range(0, len(order), _COPY_AT_ONCE):
-            is_now = self._cache.head is head
-            some, theirs = self._cache.entries(order[start : start + _COPY_AT_ONCE], head.position, is_now=is_now)
+            is_now = self._shards.heads == heads
+            some, theirs = self._shelf.entries(order[start : start + _COPY_AT_ONCE], positions, is_now=is_now)
             keys += some
             entries += theirs
             await asyncio.sleep(0)
@@ -232,7 +228,7 @@ class CacheKeeper:
     async def _save_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(self._interval_s)
-            if self._cache.position != self._saved_at and self._work is None:
+            if self._shards.heads != self._saved_at and self._work is None:
                 await self.save()
 
     async def _load(self) -> None:
@@ -254,34 +250,37 @@ class CacheKeeper:
     async def _adopt_saved(self, folder: str, used: list[PlainKey]) -> None:
         """Load what has not changed of the saved cache, or raise why it cannot be used, having noted its keys."""
         # Opened here and not in a thread, where a cancelled task would lose the open file: it is one small read.
-        # The fence stands before the database is compared: what is committed after that is seen by one of them.
-        with self._cache.fence() as fence, Snapshot(folder) as snapshot:
+        # The fences stand before the database is compared: what is committed after that is seen by one of them.
+        with self._shards.fenced() as fences, Snapshot(folder) as snapshot:
             header = snapshot.header
-            if not self._cache:
-                self._cache.age_offset_s = header.age_s - boot_s()
+            if not self._shelf:
+                self._shelf.age_offset_s = header.age_s - boot_s()
             # The spaces too are made first: what is published of a space that nobody knows is noted nowhere.
             spaces = {
-                f"{number:x}/": self._cache.space(*names)
+                f"{number:x}/": self._shards.space(*names)
                 for number, names in enumerate(header.spaces)
                 if names[0] in RECORDS
             }
             changed = await self._scan.run(lambda connection: reconcile(connection, header, self._version_key))
             # Another process may have saved it after this one last looked: its entries must not be ahead of the rest.
-            await self._coherence.catch_up()
-            if not changed.reason and not self._cache.knows(changed.head):
+            for shard in self._shards:
+                await shard.coherence.catch_up()
+            if not changed.reason and not self._shards.know(changed.heads):
                 changed = Changed("the database was taken back while the cache was loaded")
             batches = snapshot.batches()
             while batch := await asyncio.to_thread(next, batches, None):
                 if not changed.reason:
-                    self._adopt(batch, spaces, changed, fence)
-                elif header.head.store_id == self._cache.head.store_id:
+                    self._adopt(batch, spaces, changed, fences)
+                elif [head.store_id for head in header.heads] == [head.store_id for head in self._shards.heads]:
                     used += [(space.kind, space.namespace, id_) for space, id_ in _split(batch.keys, spaces)]
                 await asyncio.sleep(0)
         if changed.reason:
             used.reverse()  # saved least recently used first
             raise CacheError(changed.reason)
 
-    def _adopt(self, batch: SavedEntries, spaces: Mapping[str, Space], changed: Changed, fence: Fence) -> None:
+    def _adopt(
+        self, batch: SavedEntries, spaces: Mapping[str, Space], changed: Changed, fences: Sequence[Fence]
+    ) -> None:
         self._progress.done += len(batch.keys)
         self._progress.total = self._progress.done
         if changed.prefixes or not changed.keys.isdisjoint(batch.keys):
@@ -290,11 +289,11 @@ class CacheKeeper:
         keys = batch.keys
         if any(number != space.prefix for number, space in spaces.items()):
             keys = [space.prefix + id_ for space, id_ in _split(keys, spaces)]
-        self._cache.adopt_many(keys, batch.entries, fence)
+        self._shards.adopt(keys, batch.entries, fences)
 
     async def _rebuild_from_nothing(self, reason: str) -> None:
         self._state, self._reason = "rebuilding", reason
-        await _let_go(self._cache.clear())
+        await _let_go(self._shelf.clear())
         await self._rebuild(reason, [])
 
     async def _rebuild(self, reason: str, used: list[PlainKey]) -> None:
@@ -302,7 +301,7 @@ class CacheKeeper:
         self._progress = Progress()
         with spanned(self._telemetry, "memory_store.cache.rebuild") as span:
             span.set(reason=reason)
-            await rebuild(self._coherence, self._scan, used, self._progress)
+            await rebuild(self._shards, used, self._progress)
             span.set(keys=self._progress.done)
 
 

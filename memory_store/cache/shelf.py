@@ -1,4 +1,7 @@
-"""The shelf: entries by key, TTL per kind, least recently used out first, one byte budget; it knows no commits."""
+"""The shelf: entries by key, TTL per kind, least recently used out first, one byte budget; it knows no commits.
+
+All shards of a store share one, so that the budget goes where the reads are.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +37,14 @@ class Shelf:
         ttls = {kind: spec.ttl_s for kind, spec in RECORDS.items()} | {QueryResult.kind: QueryResult.ttl_s}
         self.counters = {kind: Counters() for kind in ttls}
         self._ttl_s = {kind: float(ttl_s.get(kind, own)) for kind, own in ttls.items()}
-        self._entries = Entries()
+        self.contents = Entries()
         self._spaces: dict[tuple[str, str], Space] = {}
         self._by_number: list[Space] = []
-        self._floor = 0
-        """Floor of the spaces that are yet to be made."""
-        self._has_floors = False
+        self.has_floors = False
+        """Whether there may be entries below the floor of their space."""
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.contents)
 
     def age_s(self) -> float:
         """Return the clock of the entries' deadlines, which stands still while no process runs."""
@@ -59,7 +61,6 @@ class Shelf:
             # Keys are one short string, "<number>/<id>": a tuple a key would cost 80 bytes more an entry.
             prefix = f"{len(self._by_number):x}/"
             space = Space(kind, namespace, prefix, self.counters[kind], self._ttl_s[kind])
-            space.changed = space.floor = self._floor
             self._spaces[kind, namespace] = space
             self._by_number.append(space)
         return space
@@ -79,13 +80,13 @@ class Shelf:
         """
         key = space.prefix + id_
         try:
-            entry = self._entries[key]
+            entry = self.contents[key]
         except KeyError:
             space.counters.misses += 1
             return None
         rows = read_entry(entry)
         if rows[0] <= now + self.age_offset_s or rows[1] < space.floor:
-            self._drop(key)
+            self.drop(key)
             if rows[1] < space.floor:
                 space.counters.invalidations += 1
             else:
@@ -101,42 +102,43 @@ class Shelf:
 
     def clear(self) -> Entries:
         """Drop every entry, and return them: letting go of 100,000 at once takes 20 ms, which the caller can spread."""
-        dropped, self._entries = self._entries, Entries()
+        dropped, self.contents = self.contents, Entries()
         self.used_bytes = 0
         return dropped
 
     def keys(self) -> list[str]:
         """Return the cache keys, least recently used first."""
-        return self._entries.oldest_first()
+        return self.contents.oldest_first()
 
-    def entries(self, keys: Sequence[str], position: int, *, is_now: bool) -> tuple[list[str], list[bytes]]:
-        """Return those of the keys that have an entry, and the entries, as they were at a position, to be saved.
+    def entries(self, keys: Sequence[str], positions: Sequence[int], *, is_now: bool) -> tuple[list[str], list[bytes]]:
+        """Return those of the keys that have an entry, and the entries, as they were at some positions, to be saved.
 
         Args:
             keys: which.
-            position: without what is newer.
+            positions: of each shard, without what is newer.
             is_now: whether nothing can be newer.
         """
-        found = list(map(self._entries.peek, keys))
-        if is_now and not self._has_floors and None not in found:
+        found = list(map(self.contents.peek, keys))
+        if is_now and not self.has_floors and None not in found:
             return list(keys), cast("list[bytes]", found)
-        kept = [
-            (key, entry)
-            for key, entry in zip(keys, found, strict=True)
-            if entry is not None and self.space_of(key)[0].floor <= entry_as_of(entry) <= position
-        ]
+        kept = []
+        for key, entry in zip(keys, found, strict=True):
+            if entry is not None:
+                space, _ = self.space_of(key)
+                if space.floor <= entry_as_of(entry) <= positions[space.shard]:
+                    kept.append((key, entry))
         return [key for key, _ in kept], [entry for _, entry in kept]
 
     def refresh(self, keys: Iterable[tuple[Space, str]]) -> None:
         """Make entries recently used, the last one most."""
         for space, id_ in keys:
             key = space.prefix + id_
-            if key in self._entries:
-                self._entries[key]
+            if key in self.contents:
+                self.contents[key]
 
-    def _put(self, key: str, entry: bytes, old: bytes | None) -> None:
+    def put(self, key: str, entry: bytes, old: bytes | None) -> None:
         """Put an entry in place of `old`, the one that is there, and push out what no longer fits."""
-        entries = self._entries
+        entries = self.contents
         if old is not None:
             self.used_bytes -= cost_of(key, old)
         cost = cost_of(key, entry)
@@ -151,11 +153,16 @@ class Shelf:
             self.used_bytes -= cost_of(evicted, value)
             self.space_of(evicted)[0].counters.evictions += 1
 
-    def _drop(self, key: str) -> bool:
-        entry = self._entries.peek(key)
+    def peek(self, key: str) -> bytes | None:
+        """Return an entry without making it recently used."""
+        return self.contents.peek(key)
+
+    def drop(self, key: str) -> bool:
+        """Drop an entry; return whether there was one."""
+        entry = self.contents.peek(key)
         if entry is None:
             return False
-        del self._entries[key]
+        del self.contents[key]
         self.used_bytes -= cost_of(key, entry)
         return True
 

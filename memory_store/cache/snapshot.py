@@ -30,7 +30,7 @@ from memory_store.records import RECORDS
 
 __all__ = ["Header", "SavedEntries", "Snapshot", "save"]
 
-_MAGIC = b"memory_store cache 2\n"
+_MAGIC = b"memory_store cache 3\n"
 _FRAME = struct.Struct(">II")
 _MAX_FRAME_BYTES = 64 * 1024 * 1024
 # A frame ends here at the latest; an entry that is larger by itself is not saved.
@@ -48,13 +48,13 @@ class Header(NamedTuple):
 
     Args:
         version_key: formats, shapes and schema it was written with.
-        head: the watermark of the cache.
+        heads: the watermark of each shard.
         age_s: what the cache's clock said.
         spaces: kind and namespace of each space, by its number.
     """
 
     version_key: str
-    head: HeadState
+    heads: list[HeadState]
     age_s: float
     spaces: list[tuple[str, str]]
 
@@ -90,7 +90,7 @@ def _private_folder(folder: str) -> None:
 
 def _write(write: Write, header: Header, keys: Sequence[str], entries: Sequence[bytes]) -> int:
     write(_MAGIC)
-    _write_frame(write, [header.version_key, *header.head, header.age_s, header.spaces])
+    _write_frame(write, [header.version_key, [list(head) for head in header.heads], header.age_s, header.spaces])
     count = 0
     for start in range(0, len(keys), _FRAME_ENTRIES):
         count += _write_frames(write, keys[start : start + _FRAME_ENTRIES], entries[start : start + _FRAME_ENTRIES])
@@ -208,13 +208,17 @@ class Snapshot:
 
 
 def _parse_header(frame: list[Any]) -> Header:
-    if [type(value) for value in frame] != [str, int, int, str, int, float, list]:
+    if [type(value) for value in frame] != [str, list, float, list]:
         raise CacheError("the saved cache is damaged (its header has the wrong shape)")
-    version_key, position, nonce, store_id, epoch, age_s, spaces = frame
+    version_key, heads, age_s, spaces = frame
+    for number, head in enumerate(heads):
+        shape = [type(value) for value in head] if type(head) is list else []
+        if shape != [int, int, str, int, int] or head[4] != number:
+            raise CacheError("the saved cache is damaged (a head has the wrong shape)")
     for space in spaces:
         if type(space) is not list or [type(name) for name in space] != [str, str]:
             raise CacheError("the saved cache is damaged (a space has the wrong shape)")
     if not -1e12 < age_s < 1e12:
         raise CacheError("the saved cache is damaged (its clock is impossible)")
-    head = HeadState(position, nonce, store_id, epoch)
-    return Header(version_key, head, age_s, [(kind, namespace) for kind, namespace in spaces])
+    names = [(kind, namespace) for kind, namespace in spaces]
+    return Header(version_key, [HeadState(*head) for head in heads], age_s, names)

@@ -1,8 +1,8 @@
-"""The cache tier: a shelf of entries that stays true by following the change log.
+"""The cache tier of one shard: its entries on the shelf stay true by following the change log.
 
-What holds here: every live entry equals the database at the watermark `head`. `apply` and `publish` keep that by
-dropping or replacing what a commit touched, `fill` by the fence below; all of it runs on the event loop, without an
-await inside, so nobody can look in between. When anything may have changed, a floor makes all older entries count as
+What holds here: every live entry of the shard equals the database at the watermark `head`. `apply` and `publish` keep
+that by dropping or replacing what a commit touched, `fill` by the fence below; all of it runs on the event loop, without
+an await inside, so nobody can look in between. When anything may have changed, a floor makes all older entries count as
 absent: dropping 100,000 at once would hold the loop up for 20 ms.
 
 `fill` puts nothing that a `Watch` or `Fence` saw touched after the position it was read at (see fences.py): the cache
@@ -12,7 +12,7 @@ whose slow reader puts an old value back is the usual bug.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from memory_store.cache.entries import Space
 from memory_store.cache.fences import NEVER, Fence, Watch
@@ -28,18 +28,21 @@ __all__ = ["CacheTier"]
 _MOST_REMEMBERED = 1024
 
 
-class CacheTier(Shelf):
-    """A shelf that follows the change log: a `Follower` that also takes this process's own commits.
+class CacheTier:
+    """The entries of one shard, kept true: a `Follower` that also takes this process's own commits.
 
     Args:
-        max_bytes: budget, bookkeeping included; 0 caches nothing.
-        ttl_s: seconds an entry lives, by kind, where it differs from the kind's own.
+        shelf: where the entries are.
+        head: the commit it begins at.
     """
 
-    def __init__(self, max_bytes: int, ttl_s: Mapping[str, float]) -> None:
-        super().__init__(max_bytes, ttl_s)
-        self.head = NOTHING
+    def __init__(self, shelf: Shelf, head: HeadState = NOTHING) -> None:
+        self.shelf = shelf
+        self.head = head
         """The watermark: the newest commit that has been applied here."""
+        self._floor = 0
+        """Floor of the spaces that are yet to be made."""
+        self._spaces: dict[tuple[str, str], Space] = {}
         self.failures = self.restarts = self.applied = 0
         self._fences: set[Fence] = set()
         self._recent: dict[int, int] = {}
@@ -63,6 +66,15 @@ class CacheTier(Shelf):
         while len(recent) > _MOST_REMEMBERED:
             del recent[next(iter(recent))]
 
+    def space(self, kind: str, namespace: str) -> Space:
+        """Return the space of a kind in a namespace of this shard; the same one each time."""
+        space = self._spaces.get((kind, namespace))
+        if space is None:
+            space = self._spaces[kind, namespace] = self.shelf.space(kind, namespace)
+            space.shard = self.head.shard
+            space.changed = space.floor = self._floor
+        return space
+
     def fence(self) -> Fence:
         """Return a fence for a read of many keys that is about to start."""
         return Fence(self._fences)
@@ -81,7 +93,7 @@ class CacheTier(Shelf):
         if not fence.lets_pass(key, as_of):
             space.counters.dirty_fills += 1
             return False
-        self._put(key, make_entry(self.age_s() + space.ttl_s, as_of, packed), self._entries.peek(key))
+        self.shelf.put(key, make_entry(self.shelf.age_s() + space.ttl_s, as_of, packed), self.shelf.peek(key))
         space.counters.fills += 1
         return True
 
@@ -90,31 +102,33 @@ class CacheTier(Shelf):
 
         Adopted entries are the older ones: they never push out what is there.
         """
-        key, entries = space.prefix + id_, self._entries
-        if key in entries or not fence.lets_pass(key, entry_as_of(entry)):
+        key, shelf = space.prefix + id_, self.shelf
+        if key in shelf.contents or not fence.lets_pass(key, entry_as_of(entry)):
             return False
         cost = cost_of(key, entry)
-        if self.used_bytes + cost > self.max_bytes:
+        if shelf.used_bytes + cost > shelf.max_bytes:
             return False
-        self.used_bytes += cost
-        entries[key] = entry
+        shelf.used_bytes += cost
+        shelf.contents[key] = entry
         return True
 
     def fill_if_room(self, space: Space, id_: str, packed: list[bytes], as_of: int, fence: Fence) -> bool:
         """As `adopt`, for rows read at position `as_of`."""
-        put = self.adopt(space, id_, make_entry(self.age_s() + space.ttl_s, as_of, packed), fence)
+        put = self.adopt(space, id_, make_entry(self.shelf.age_s() + space.ttl_s, as_of, packed), fence)
         space.counters.fills += put
         return put
 
     def adopt_many(self, keys: Sequence[str], entries: Sequence[bytes], fence: Fence) -> None:
         """As `adopt`, for many; keys as `space` makes them, none twice."""
         cost = sum(map(sys.getsizeof, keys)) + sum(map(sys.getsizeof, entries)) + ENTRY_OVERHEAD_BYTES * len(keys)
-        if fence.is_untouched and self.used_bytes + cost <= self.max_bytes and not any(map(self._entries.peek, keys)):
-            self.used_bytes += cost
-            self._entries.put_new(keys, entries)
+        shelf = self.shelf
+        fits = shelf.used_bytes + cost <= shelf.max_bytes
+        if fence.is_untouched and fits and not any(map(shelf.peek, keys)):
+            shelf.used_bytes += cost
+            shelf.contents.put_new(keys, entries)
             return
         for key, entry in zip(keys, entries, strict=True):
-            self.adopt(*self.space_of(key), entry, fence)
+            self.adopt(*shelf.space_of(key), entry, fence)
 
     def apply(self, changes: Sequence[Logged], head: HeadState) -> None:
         """Take what others changed between the watermark and `head`: drop it, mark it for the reads under way."""
@@ -130,10 +144,10 @@ class CacheTier(Shelf):
                 continue
             name = space.prefix + touched
             self._touch(name, position)
-            entry = self._entries.peek(name)
+            entry = self.shelf.peek(name)
             # A fill may have come here from a snapshot that is newer than this change.
             if entry is not None and entry_as_of(entry) < position:
-                self._drop(name)
+                self.shelf.drop(name)
                 space.counters.invalidations += 1
         self.applied += len(changes)
         self._move(head)
@@ -159,13 +173,13 @@ class CacheTier(Shelf):
         self.restarts += 1
         self._recent = {head.position: head.nonce}
         if head.position <= self.head.position:
-            self.clear()  # entries from a past that is none any more may claim positions above the floor
-        self.head, self._floor, self._has_floors = head, head.position, True
+            self.shelf.clear()  # entries from a past that is none any more may claim positions above the floor
+        self.head, self._floor, self.shelf.has_floors = head, head.position, True
         for fence in self._fences:
             fence.floor = NEVER
         for watch in self._watched.values():
             watch.touched = NEVER
-        for space in self._by_number:
+        for space in self._spaces.values():
             space.changed = space.floor = head.position
 
     def _publish(self, commit: Commit) -> None:
@@ -185,10 +199,10 @@ class CacheTier(Shelf):
                 changed[key] = (space, [change])
             else:
                 known[1].append(change)
-        now = self.age_s()
+        now = self.shelf.age_s()
         for key, (space, changes) in changed.items():
             self._touch(key, commit.position)
-            old = self._entries.peek(key)
+            old = self.shelf.peek(key)
             # An entry may have been read after this commit, in the moment between the commit and its publication.
             if old is None or entry_as_of(old) < commit.position:
                 self._apply(key, space, changes, commit.position, now, old)
@@ -200,19 +214,19 @@ class CacheTier(Shelf):
         last = changes[-1]
         if last.parent is None:
             # A delete is kept as well, as known absence.
-            self._put(key, make_entry(now + space.ttl_s, position, () if last.body is None else (last.body,)), old)
+            self.shelf.put(key, make_entry(now + space.ttl_s, position, () if last.body is None else (last.body,)), old)
             return
         bodies = [change.body for change in changes if change.body is not None and change.follows is not None]
         if len(bodies) == len(changes) and not changes[0].follows:
-            self._put(key, make_entry(now + space.ttl_s, position, bodies), old)
+            self.shelf.put(key, make_entry(now + space.ttl_s, position, bodies), old)
         elif (
             len(bodies) == len(changes)
             and old is not None
             and entry_expiry(old) > now
             and entry_as_of(old) >= space.floor
         ):
-            self._put(key, append_rows(old, now + space.ttl_s, position, bodies), old)
-        elif self._drop(key):
+            self.shelf.put(key, append_rows(old, now + space.ttl_s, position, bodies), old)
+        elif self.shelf.drop(key):
             space.counters.invalidations += 1
 
     def _invalidate(self, commit: Commit) -> None:
@@ -233,13 +247,13 @@ class CacheTier(Shelf):
             fence.touched.update(dict.fromkeys(keys, commit.position))
         for key in self._watched.keys() & keys:
             self._watched[key].touched = max(self._watched[key].touched, commit.position)
-        for key in self._entries.keys() & keys:
-            self._drop(key)
-            self.space_of(key)[0].counters.invalidations += 1
+        for key in self.shelf.contents.keys() & keys:
+            self.shelf.drop(key)
+            self.shelf.space_of(key)[0].counters.invalidations += 1
 
     def _raise_floor(self, space: Space, position: int) -> None:
         """Count a whole kind of a namespace as absent."""
-        self._has_floors = True
+        self.shelf.has_floors = True
         space.floor = position
         for fence in self._fences:
             fence.floors[space.prefix] = position
@@ -250,19 +264,19 @@ class CacheTier(Shelf):
     def read_result(self, reads: Space, id_: str, now: float) -> QueryResult | None:
         """Return a cached query result, unless the kind it read has changed since."""
         space = self.space(QueryResult.kind, reads.namespace)
-        entry = self._entries.peek(space.prefix + id_)
+        entry = self.shelf.peek(space.prefix + id_)
         if entry is not None and entry_as_of(entry) < reads.changed:
-            self._drop(space.prefix + id_)
+            self.shelf.drop(space.prefix + id_)
             space.counters.invalidations += 1
-        rows = self.read(space, id_, now)
+        rows = self.shelf.read(space, id_, now)
         return None if rows is None else QueryResult.from_row(rows[2])
 
     def put_result(self, reads: Space, result: QueryResult, as_of: int) -> None:
         """Put a query result that was read at position `as_of`; later changes of the kind it read make it void."""
         space = self.space(QueryResult.kind, reads.namespace)
         key = space.prefix + result.id
-        entry = make_entry(self.age_s() + space.ttl_s, as_of, [pack_row(result.to_row())])
-        self._put(key, entry, self._entries.peek(key))
+        entry = make_entry(self.shelf.age_s() + space.ttl_s, as_of, [pack_row(result.to_row())])
+        self.shelf.put(key, entry, self.shelf.peek(key))
         space.counters.fills += 1
 
     def _touch(self, key: str, position: int) -> None:

@@ -11,10 +11,12 @@ import msgpack
 from memory_store.cache.reconcile import reconcile
 from memory_store.cache.snapshot import FILE_NAME, SavedEntries, Snapshot
 from memory_store.codec import ENTRY_PREFIX_BYTES, Row, pack_row
+from memory_store.durable.changes import HeadState
+from memory_store.durable.connection import Connection
 from memory_store.durable.findings import Findings, Problem, Watcher, is_damage
-from memory_store.durable.log import read_head, read_run
+from memory_store.durable.log import read_heads, read_run
 from memory_store.durable.reader import read_keys
-from memory_store.errors import CacheError
+from memory_store.errors import CacheError, DurableError
 
 __all__ = ["CHECK", "check_saved_cache"]
 
@@ -22,9 +24,7 @@ CHECK = "saved cache"
 _CHANGES_MEANWHILE = 100_000
 
 
-def check_saved_cache(
-    connection: sqlite3.Connection, folder: str, key: str, findings: Findings, watcher: Watcher
-) -> str:
+def check_saved_cache(connection: Connection, folder: str, key: str, findings: Findings, watcher: Watcher) -> str:
     """Compare what the next opening would use of a saved cache with the rows; return "sound" or why there is nothing.
 
     Args:
@@ -42,29 +42,40 @@ def check_saved_cache(
             return "not compared: the database has no head"
         with Snapshot(folder) as snapshot, watcher.over(connection):
             # Read before the cache is compared, so that nothing can change unseen between that and our own snapshot.
-            before = read_head(connection)
+            before = read_heads(connection)
             changed = reconcile(connection, snapshot.header, key)
             if changed.reason:
                 return f"not used: {changed.reason}"
             connection.execute("BEGIN")
             try:
-                run = read_run(connection, before, read_head(connection), _CHANGES_MEANWHILE)
-                if run.changes is None:
+                meanwhile = _changed_since(connection, before)
+                if meanwhile is None:
                     return "not compared: the database changes too fast"
-                meanwhile = {(change.kind, change.namespace, change.parent or change.key) for change in run.changes}
                 compare = _Comparison(connection, snapshot.header.spaces, changed.keys, changed.prefixes, meanwhile)
                 for number, batch in enumerate(snapshot.batches()):
                     watcher.note(f"checking {CHECK}", number, number + 1)
                     compare.entries(batch, findings)
             finally:
-                connection.execute("COMMIT")
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
     except CacheError as error:
         findings.add(Problem(CHECK, str(error)))
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, DurableError) as error:
         if not is_damage(error):
             raise
         return f"not compared: {error}"
     return "damaged or wrong" if findings.counts[CHECK] else "sound"
+
+
+def _changed_since(connection: Connection, before: list[HeadState]) -> set[tuple[str, str, str | None]] | None:
+    """Return kind, namespace and id of what has changed in any shard since then; None where that is not known."""
+    changed: set[tuple[str, str, str | None]] = set()
+    for then, now in zip(before, read_heads(connection), strict=True):
+        run = read_run(connection, then, now, _CHANGES_MEANWHILE)
+        if run.changes is None:
+            return None
+        changed.update((change.kind, change.namespace, change.parent or change.key) for change in run.changes)
+    return changed
 
 
 class _Comparison:
@@ -80,7 +91,7 @@ class _Comparison:
 
     def __init__(
         self,
-        connection: sqlite3.Connection,
+        connection: Connection,
         spaces: list[tuple[str, str]],
         keys: frozenset[str],
         prefixes: frozenset[str],

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from memory_store.cli import caches, files, reading, schemas, upkeep, watching
+from memory_store.cli import caches, copying, files, reading, schemas, servers, upkeep, watching
 from memory_store.cli.options import DEFAULT_URL, Code, Json, Name, Url, code_of, complain
 from memory_store.cli.screen import ReaderGone
 from memory_store.errors import ConfigurationError, MemoryStoreError
@@ -179,6 +179,36 @@ def restore(
 ) -> int:
     """Put a backup in the database's place, also while it is used. What was written after the backup is lost."""
     return upkeep.restore(file, url, force, as_json)
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="URL of the database that is read.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="URL of an empty one, or of a file to be made.")],
+    as_json: Json = False,
+) -> int:
+    """Copy a whole database into an empty one, SQLite or PostgreSQL, verified. Run it again to go on with it."""
+    return copying.copy(source, target, as_json)
+
+
+@app.command()
+def partition(
+    url: Url = DEFAULT_URL,
+    partitions: Annotated[int, typer.Option(metavar="N", help="How many, 2 to 1024.")] = 16,
+    as_json: Json = False,
+) -> int:
+    """Split the record tables of a PostgreSQL database by namespace, in place; writers wait meanwhile."""
+    return servers.partition(url, partitions, as_json)
+
+
+@app.command()
+def secure(
+    role: Annotated[str, typer.Option(metavar="NAME", help="A role that does not own the tables.")],
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> int:
+    """Let a role of a PostgreSQL database see one namespace only, by row-level security."""
+    return servers.secure(url, role, as_json)
 
 
 @app.command()

@@ -75,6 +75,8 @@ def clear(url: str, as_json: bool) -> int:
             found = await store.cache.status()
         if as_json:
             print_json(asdict(found))
+        elif found.path is None:
+            print_line("no cache is saved: cache_path is empty")
         else:
             print_line(f"the saved cache in {found.path} is empty")
         return Code.OK

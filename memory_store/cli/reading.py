@@ -10,6 +10,7 @@ from memory_store import inspection
 from memory_store.cli.options import Code, complain, opened, run_async
 from memory_store.cli.screen import cell, print_json, print_line, print_lines, print_table
 from memory_store.collection import Parts
+from memory_store.durable.engine import ServerTarget, parse_url
 from memory_store.errors import ConfigurationError
 from memory_store.filters import parse_filter, parse_order_by
 from memory_store.records import PARTS, RECORDS, Record, RecordSpec
@@ -113,6 +114,8 @@ def show_stats(url: str, as_json: bool) -> int:
         )
         print_line(f"position {found.position:,}, change log {found.changes:,} entries")
         sizes = {"database": found.database_bytes, "WAL": found.wal_bytes, "saved cache": found.cache_bytes}
+        if isinstance(parse_url(url), ServerTarget):
+            del sizes["WAL"]
         print_line(", ".join(f"{name} {size:,} bytes" for name, size in sizes.items()))
         return Code.OK
 

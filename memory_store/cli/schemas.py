@@ -11,7 +11,7 @@ from memory_store.cli.options import Code, complain
 from memory_store.cli.screen import print_json, print_line, print_table
 from memory_store.config import resolve_settings
 from memory_store.durable import schema
-from memory_store.durable.engine import Target, parse_url
+from memory_store.durable.engine import ServerTarget, Target, parse_url
 from memory_store.durable.examine import require_file
 from memory_store.errors import ConfigurationError, SchemaMismatchError
 
@@ -30,13 +30,13 @@ def upgrade(url: str, as_json: bool) -> int:
     target = _file(url)
     copies: list[str] = []
     settings = resolve_settings(target.parameters, {})
-    before, after = schema.upgrade(target, settings.timeout_s, on_copy=copies.append)
+    before, after = schema.upgrade(target, settings.timeout_s, heads=settings.heads, on_copy=copies.append)
     if as_json:
         print_json({"before": before, "after": after, "copy": copies[0] if copies else None})
     elif before == after:
-        print_line(f"{target.path} is at revision {after} already")
+        print_line(f"{target.name} is at revision {after} already")
     else:
-        print_line(f"{target.path} is at revision {after} now, was {before or 'empty'}")
+        print_line(f"{target.name} is at revision {after} now, was {before or 'empty'}")
         for copy in copies:
             print_line(f"the database as it was before is in {copy}")
     return Code.OK
@@ -47,7 +47,7 @@ def check(url: str, as_json: bool) -> int:
     target = _file(url)
     require_file(target)
     try:
-        found = schema.current_revision(target.path)
+        found = schema.current_revision(target)
         schema.check(found, target)
     except SchemaMismatchError as error:
         if as_json:
@@ -57,15 +57,16 @@ def check(url: str, as_json: bool) -> int:
     if as_json:
         print_json({"ok": True, "found": found, "expected": schema.HEAD_REVISION})
     else:
-        print_line(f"{target.path} is at revision {found}, as this library needs it")
+        print_line(f"{target.name} is at revision {found}, as this library needs it")
     return Code.OK
 
 
 def history(url: str, as_json: bool) -> int:
     """List the migrations."""
     target = _file(url)
-    target.require_folder()
-    found = schema.current_revision(target.path)
+    if isinstance(target, Target):
+        target.require_folder()
+    found = schema.current_revision(target)
     migrations = schema.history(found)
     if found is not None and not any(item.applied for item in migrations):
         schema.check(found, target)  # raises: a revision this library does not know
@@ -99,7 +100,7 @@ def _text(value: object) -> object:
     return f"{value:,}" if type(value) is int else value
 
 
-def _file(url: str) -> Target:
+def _file(url: str) -> Target | ServerTarget:
     target = parse_url(url)
     if target.memory:
         raise ConfigurationError("a :memory: database ends with the program: name a file, e.g. sqlite:///agent.db")

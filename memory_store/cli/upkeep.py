@@ -56,18 +56,19 @@ def verify(url: str, as_json: bool) -> int:
     return Code.OK if done.ok else Code.PROBLEMS
 
 
-def repair(url: str, as_json: bool) -> int:
+def repair(url: str, as_json: bool, without_copy: bool = False) -> int:
     """Repair, and print what was done."""
-    done = _run(lambda tell: upkeep.repair(url, on_progress=tell))
+    done = _run(lambda tell: upkeep.repair(url, without_copy=without_copy, on_progress=tell))
     if as_json:
         problems, left = ([problem._asdict() for problem in found] for found in (done.problems, done.left))
         print_json({"ok": not done.left, **asdict(done), "problems": problems, "left": left})
-    elif done.copy is None:
+    elif not done.done:
         print_line(f"{done.path}: nothing is wrong, nothing was changed")
     else:
         _print_problems(done.problems, done.total)
         print_lines(f"repaired: {what}" for what in done.done)
-        print_line(f"the database as it was before is in {done.copy}")
+        if done.copy is not None:
+            print_line(f"the database as it was before is in {done.copy}")
     if done.left:
         complain(f"still wrong: {'; '.join(map(str, done.left[:3]))}")
     return Code.PROBLEMS if done.left else Code.OK

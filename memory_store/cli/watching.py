@@ -20,6 +20,7 @@ from rich.text import Text
 from memory_store.activity import Activity, Watch
 from memory_store.cli.options import Code, opened, run_async
 from memory_store.cli.screen import ReaderGone, cell, print_json, print_line, printable
+from memory_store.durable.engine import ServerTarget, parse_url
 from memory_store.errors import ConfigurationError
 from memory_store.records import RECORDS
 
@@ -35,10 +36,13 @@ def watch_stats(url: str, interval_s: float, count: int | None, as_json: bool) -
     if count is not None and count < 1:
         raise ConfigurationError(f"--count must be at least 1, got {count}")
 
+    target = parse_url(url)
+    name = target.name if isinstance(target, ServerTarget) else url  # which may hold a password
+
     async def work() -> int:
         async with opened(url, "default") as store:
             watch = Watch(store)
-            screen, show = _screen(url, as_json)
+            screen, show = _screen(name, as_json)
             with screen:
                 show(await watch.look())
                 shown = 1
@@ -51,7 +55,7 @@ def watch_stats(url: str, interval_s: float, count: int | None, as_json: bool) -
     return run_async(work())
 
 
-def _screen(url: str, as_json: bool) -> tuple[AbstractContextManager[Any], Callable[[Activity], None]]:
+def _screen(name: str, as_json: bool) -> tuple[AbstractContextManager[Any], Callable[[Activity], None]]:
     """Return what must be open while it is shown, and what shows it: in place on a terminal, else a line each."""
     if as_json:
         return nullcontext(), lambda activity: _flushed(print_json, json.dumps(asdict(activity), default=_iso))
@@ -60,7 +64,7 @@ def _screen(url: str, as_json: bool) -> tuple[AbstractContextManager[Any], Calla
         print_line(_NOTE)
         return nullcontext(), lambda activity: _flushed(print_line, _line(activity))
     live = Live(console=console, auto_refresh=False)
-    return live, lambda activity: live.update(_picture(url, activity), refresh=True)
+    return live, lambda activity: live.update(_picture(name, activity), refresh=True)
 
 
 def _flushed(show: Callable[[str], None], text: str) -> None:
@@ -85,14 +89,14 @@ def _line(activity: Activity) -> str:
     )
 
 
-def _picture(url: str, activity: Activity) -> Group:
+def _picture(name: str, activity: Activity) -> Group:
     rates = activity.changes_per_s
     table = Table(box=None, pad_edge=False)
     table.add_column("kind")
     table.add_column("changes/s", justify="right")
     for kind in dict.fromkeys((*RECORDS, *(rates or ()))):
         table.add_row(Text(printable(kind)), _rate(None if rates is None else rates.get(kind, 0.0)))
-    head = f"{cell(activity.at)}  {printable(url)}"
+    head = f"{cell(activity.at)}  {printable(name)}"
     position = f"position {activity.position:,}, {_rate(activity.commits_per_s)} commits/s"
     return Group(Text(head), Text(position), "", table, "", Text(_sizes(activity)), Text(_NOTE))
 
@@ -105,4 +109,9 @@ def _sizes(activity: Activity) -> str:
     saved = (
         "none" if activity.cache_s_ago is None else f"{activity.cache_bytes:,} bytes, {activity.cache_s_ago:,.0f} s old"
     )
-    return f"database {activity.database_bytes:,} bytes, WAL {activity.wal_bytes:,} bytes, saved cache {saved}"
+    if activity.connections is None:
+        return f"database {activity.database_bytes:,} bytes, WAL {activity.wal_bytes:,} bytes, saved cache {saved}"
+    return (
+        f"database {activity.database_bytes:,} bytes, {activity.connections:,} connections, "
+        f"{activity.busy_connections:,} of them busy, saved cache {saved}"
+    )

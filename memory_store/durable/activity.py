@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
+from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from typing import NamedTuple
 
-from sqlalchemy import bindparam, func, literal_column, select
-
-from memory_store.durable.changes import CHANGES, SHARD, HeadState
-from memory_store.durable.log import STORE, nonce_at, one_state, read_head
-from memory_store.durable.statements import dialect
+from memory_store.durable.changes import HeadState
+from memory_store.durable.connection import Connection
+from memory_store.durable.log import STORE, one_state, read_heads
 
 __all__ = ["Growth", "read_growth"]
 
@@ -19,28 +18,56 @@ class Growth(NamedTuple):
     """How a log has grown.
 
     Args:
-        head: the newest commit.
-        changes: changes by kind since the commit seen before; None where the log does not lead on from that one.
+        heads: the newest commit of each shard.
+        changes: changes by kind since the commits seen before; None where the log does not lead on from those.
     """
 
-    head: HeadState
+    heads: list[HeadState]
     changes: dict[str, int] | None
 
 
+# Two statements however many shards have moved: a server may be far away. Written out, since both databases take them.
+
+
 @cache
-def _counts_select() -> str:
-    """Position, kind -> kind, number of its changes after that position, without changes of the given kind."""
-    behind = (CHANGES.c.shard == literal_column(str(SHARD))) & (CHANGES.c.position > bindparam("position"))
-    counts = select(CHANGES.c.kind, func.count()).where(behind, CHANGES.c.kind != bindparam("without"))
-    return str(counts.group_by(CHANGES.c.kind).compile(dialect=dialect()))
+def _nonces_select(shards: int) -> str:
+    """Shard and position of each -> shard, nonce of the commits there."""
+    places = " OR ".join(["(shard = ? AND position = ?)"] * shards)
+    return f"SELECT shard, nonce FROM changes WHERE idx = 0 AND ({places})"  # noqa: S608 - no values
 
 
-def read_growth(connection: sqlite3.Connection, known: HeadState | None) -> Growth:
-    """Return the newest commit, and what was changed since `known`; it reads no more of the log than that part."""
+@cache
+def _counts_select(shards: int) -> str:
+    """Shard and position of each -> kind, number of its changes behind these, without those of the store itself."""
+    behind = " OR ".join(["(shard = ? AND position > ?)"] * shards)
+    return f"SELECT kind, count(*) FROM changes WHERE kind <> '{STORE}' AND ({behind}) GROUP BY kind"  # noqa: S608
+
+
+def read_growth(connection: Connection, known: Sequence[HeadState] | None) -> Growth:
+    """Return the newest commits, and what was changed since `known`; it reads no more of the log than that part."""
     with one_state(connection):
-        head = read_head(connection)
-        if known is None or head[2:] != known[2:] or head.position < known.position:
-            return Growth(head, None)
-        if nonce_at(connection, known.position, head) != known.nonce:
-            return Growth(head, None)
-        return Growth(head, dict(connection.execute(_counts_select(), (known.position, STORE)).fetchall()))
+        heads = read_heads(connection)
+        if known is None or len(known) != len(heads):
+            return Growth(heads, None)
+        moved: list[HeadState] = []
+        for then, now in zip(known, heads, strict=True):
+            if now[2:] != then[2:] or now.position < then.position:
+                return Growth(heads, None)
+            if now != then:
+                if now.position == then.position:
+                    return Growth(heads, None)
+                moved.append(then)
+        begun = [then for then in moved if then.position]
+        if begun and not _are_past(connection, begun):
+            return Growth(heads, None)
+        if not moved:
+            return Growth(heads, {})
+        places = list(chain.from_iterable((then.shard, then.position) for then in moved))
+        return Growth(heads, dict(connection.execute(_counts_select(len(moved)), places).fetchall()))
+
+
+def _are_past(connection: Connection, known: Sequence[HeadState]) -> bool:
+    """Return whether the log holds all these commits."""
+    places = list(chain.from_iterable((then.shard, then.position) for then in known))
+    held = set(connection.execute(_nonces_select(len(known)), places).fetchall())
+    return held == {(then.shard, then.nonce) for then in known}

@@ -1,62 +1,99 @@
-"""The change log against itself and against the rows.
+"""The change log against itself and against the rows, of all heads.
 
-What is compared row by row is compared inside SQLite, with temporary tables on the disk: a million records take little
-memory, and the interpreter stays free for the event loop.
+What is compared row by row is compared inside the database: a million records take little memory, and the interpreter
+stays free for the event loop. SQLite sorts the log into temporary tables on the disk. A server sorts it within each
+query, by hashing or on its disk: so it can be asked through a pooler, as a role that may make no tables, and a standby.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
-from memory_store.durable.changes import SHARD
-from memory_store.durable.findings import Findings, Problem
+from memory_store.durable.connection import Connection
+from memory_store.durable.findings import Findings, Problem, is_server
 from memory_store.durable.log import STORE
 from memory_store.records import RECORDS
 
-__all__ = ["UNFOUNDED", "check_idempotency", "check_log", "check_rows", "disagreements", "sorted_log"]
+__all__ = [
+    "MISPLACED",
+    "check_idempotency",
+    "check_log",
+    "check_rows",
+    "disagreements",
+    "shard_in_sql",
+    "sorted_log",
+    "unfounded",
+]
 
 
-def check_log(connection: sqlite3.Connection, findings: Findings) -> None:
+class _Words(NamedTuple):
+    """What the two databases say differently: which of two is greater, and that two differ or one is NULL."""
+
+    greater: str
+    differs: str
+
+
+_ON_A_FILE, _ON_A_SERVER = _Words("max", "IS NOT"), _Words("greatest", "IS DISTINCT FROM")
+
+
+def shard_in_sql(connection: Connection, namespace: str) -> str:
+    """Return the SQL for the shard of a namespace, given as SQL itself."""
+    return f"memory_store_shard({namespace})" if is_server(connection) else "0"
+
+
+def check_log(connection: Connection, findings: Findings) -> None:
     """Check that the log has no gaps, and that each commit in it is whole; see `_BROKEN`."""
-    [(repaired,)] = connection.execute(_LAST_REPAIR).fetchall()
-    for position, before, count, highest, nonces in connection.execute(_BROKEN, (repaired,)):
+    server = is_server(connection)
+    for shard, position, before, count, highest, nonces in connection.execute(_BROKEN):
+        where = f"shard {shard}, position {position:,}" if server else f"position {position:,}"
         if nonces:
-            findings.add(Problem("log", f"position {position:,} has several random numbers"))
+            findings.add(Problem("log", f"{where} has several random numbers"))
         elif count != highest + 1:
-            findings.add(Problem("log", f"position {position:,} has {count:,} of {highest + 1:,} changes"))
+            findings.add(Problem("log", f"{where} has {count:,} of {highest + 1:,} changes"))
         else:
-            findings.add(Problem("log", f"nothing between the positions {before:,} and {position:,}"))
+            of_shard = f" of shard {shard}" if server else ""
+            findings.add(Problem("log", f"nothing between the positions {before:,} and {position:,}{of_shard}"))
     known = ", ".join(f"'{kind}'" for kind in (*RECORDS, STORE))
     strange = f"SELECT kind, count(*) FROM changes WHERE kind NOT IN ({known}) GROUP BY kind"  # noqa: S608 - our names
     for kind, count in connection.execute(strange):
         findings.add(Problem("log", f"{count:,} changes are of a kind that does not exist: {kind!r:.80}"))
+    if server:
+        [(count,)] = connection.execute(_COUNT_MISPLACED).fetchall()
+        if count:
+            text = f"{count:,} changes are in another shard than their namespace's: its followers do not see them"
+            findings.add(Problem("log", text))
 
 
-# What is lost of the log before a repair stays lost, and no follower can come from there: it was told then.
-_LAST_REPAIR = f"""
-SELECT coalesce(max(position), 0) FROM changes
-WHERE shard = {SHARD} AND kind = '{STORE}' AND operation = 'repair'"""  # noqa: S608 - our own names
+MISPLACED = f"kind <> '{STORE}' AND shard <> memory_store_shard(namespace)"
+"""Which changes stand in another shard of a server's log than that of their namespace."""
+_COUNT_MISPLACED = f"SELECT count(*) FROM changes WHERE {MISPLACED}"  # noqa: S608 - our own words
 
-# Positions rise by one, except where a restore went on from the positions of the database it replaced.
-_BROKEN = f"""
-SELECT position, before, count, highest, nonces FROM (
-  SELECT *, lag(position) OVER (ORDER BY position) AS before FROM (
-    SELECT position, count(*) AS count, max(idx) AS highest, min(nonce) <> max(nonce) AS nonces,
-           max(kind = '{STORE}' AND operation IN ('restore', 'repair')) AS may_jump
-    FROM changes WHERE shard = {SHARD} AND position >= ? GROUP BY position))
-WHERE nonces OR count <> highest + 1 OR (position <> before + 1 AND NOT may_jump)
-ORDER BY position"""  # noqa: S608 - our own names
+# Positions rise by one, except where a restore went on from the positions of the database it replaced. What is lost of
+# the log before a repair stays lost, and no follower can come from there: it was told then.
+_BROKEN = f"""SELECT shard, position, before, count, highest, nonces FROM (
+  SELECT commits.*, lag(position) OVER (PARTITION BY shard ORDER BY position) AS before FROM (
+    SELECT c.shard, c.position, count(*) AS count, max(c.idx) AS highest, min(c.nonce) <> max(c.nonce) AS nonces,
+           max(CASE WHEN c.kind = '{STORE}' AND c.operation IN ('restore', 'repair') THEN 1 ELSE 0 END) AS may_jump
+    FROM changes AS c LEFT JOIN (
+      SELECT shard, max(position) AS position FROM changes
+      WHERE kind = '{STORE}' AND operation = 'repair' GROUP BY shard) AS repaired ON repaired.shard = c.shard
+    WHERE c.position >= coalesce(repaired.position, 0) GROUP BY c.shard, c.position) AS commits) AS ordered
+WHERE nonces OR count <> highest + 1 OR (position <> before + 1 AND may_jump = 0)
+ORDER BY shard, position"""  # noqa: S608 - our own names
 
 
 @contextmanager
-def sorted_log(connection: sqlite3.Connection) -> Iterator[None]:
-    """Put what the log says last of every record into temporary tables, for `disagreements`.
+def sorted_log(connection: Connection) -> Iterator[None]:
+    """Make ready what the log says last of every record, for `disagreements`.
 
     `log_last` has the last change of each record; `log_gone` the last time all records of a parent (of the whole kind:
     parent "") were deleted; `log_moved` the last time plain SQL gave a record another id or another parent.
     """
+    if is_server(connection):
+        yield
+        return
     for statement in _SORT:
         connection.execute(statement)
     try:
@@ -66,64 +103,91 @@ def sorted_log(connection: sqlite3.Connection) -> Iterator[None]:
             connection.execute(f"DROP TABLE temp.{table}")
 
 
-# One number for a place in the log: a commit has fewer than 2^24 changes.
-_PLACE = "max(position * 16777216 + idx)"
+# One number for a place in the log of a namespace: a commit has fewer than 2^24 changes.
+_PLACE = "position * 16777216 + idx"
+_GONE = (
+    f"SELECT kind, namespace, coalesce(parent, '') AS parent, max({_PLACE}) AS at FROM changes "  # noqa: S608
+    "WHERE key IS NULL AND operation = 'delete'{} GROUP BY 1, 2, 3"
+)
+_MOVED = (
+    f"SELECT kind, namespace, key, max({_PLACE}) AS at FROM changes "  # noqa: S608 - our own names
+    "WHERE operation = 'move'{} GROUP BY 1, 2, 3"
+)
 _SORT = (
     "CREATE TEMP TABLE log_last (kind, namespace, key, parent, operation, revision, at, "
     "PRIMARY KEY (kind, namespace, key)) WITHOUT ROWID",
     # SQLite takes the other columns from the row that has the maximum.
-    f"INSERT INTO temp.log_last SELECT kind, namespace, key, parent, operation, revision, {_PLACE} FROM changes "  # noqa: S608
-    f"WHERE shard = {SHARD} AND key IS NOT NULL AND operation <> 'move' GROUP BY kind, namespace, key",
+    f"INSERT INTO temp.log_last SELECT kind, namespace, key, parent, operation, revision, max({_PLACE}) FROM changes "  # noqa: S608
+    "WHERE key IS NOT NULL AND operation <> 'move' GROUP BY kind, namespace, key",
     "CREATE TEMP TABLE log_gone (kind, namespace, parent, at, PRIMARY KEY (kind, namespace, parent)) WITHOUT ROWID",
-    f"INSERT INTO temp.log_gone SELECT kind, namespace, coalesce(parent, ''), {_PLACE} FROM changes "  # noqa: S608
-    f"WHERE shard = {SHARD} AND key IS NULL AND operation = 'delete' GROUP BY 1, 2, 3",
+    f"INSERT INTO temp.log_gone {_GONE.format('')}",
     "CREATE TEMP TABLE log_moved (kind, namespace, key, at, PRIMARY KEY (kind, namespace, key)) WITHOUT ROWID",
-    f"INSERT INTO temp.log_moved SELECT kind, namespace, key, {_PLACE} FROM changes "  # noqa: S608 - our own names
-    f"WHERE shard = {SHARD} AND operation = 'move' GROUP BY 1, 2, 3",
+    f"INSERT INTO temp.log_moved {_MOVED.format('')}",
 )
 
 
-def disagreements(connection: sqlite3.Connection, kind: str) -> str:
+def _sorted_within(kind: str) -> str:
+    """Return what a server puts before a query instead of these tables."""
+    only = f" AND kind = '{kind}'"
+    return (
+        "WITH log_last AS (SELECT DISTINCT ON (kind, namespace, key) kind, namespace, key, parent, operation, "  # noqa: S608
+        f"revision, {_PLACE} AS at FROM changes WHERE key IS NOT NULL AND operation <> 'move'{only} "
+        f"ORDER BY kind, namespace, key, position DESC, idx DESC), log_gone AS ({_GONE.format(only)}), "
+        f"log_moved AS ({_MOVED.format(only)})"
+    )
+
+
+def disagreements(connection: Connection, kind: str) -> str:
     """Return the query for the records of a kind of which the log and the rows say different things.
 
     It gives what is wrong ("unlogged", "deleted", "missing", or "different"), namespace, id, the row's parent and
     revision (the log's, where the row is missing), the log's parent and revision. A record without any change in the
     log is only wrong where the log reaches back to its beginning. Needs `sorted_log`.
     """
-    spec = RECORDS[kind]
-    [(whole,)] = connection.execute(f"SELECT coalesce(min(position), 1) = 1 FROM changes WHERE shard = {SHARD}")  # noqa: S608
-    parent = "NULL" if spec.parent is None else f"r.{spec.parent}"
-    gone = "max(coalesce(one.at, 0), coalesce(every.at, 0))"
+    spec, server = RECORDS[kind], is_server(connection)
+    words = _ON_A_SERVER if server else _ON_A_FILE
+    parent = "CAST(NULL AS TEXT)" if spec.parent is None else f"r.{spec.parent}"
+    gone = f"{words.greater}(coalesce(one.at, 0), coalesce(every.at, 0))"
 
     def deletions(of: str, owner: str) -> str:
         return (
-            f"LEFT JOIN temp.log_gone AS one ON one.kind = '{kind}' AND one.namespace = {of}.namespace "
-            f"AND one.parent = {owner} LEFT JOIN temp.log_gone AS every ON every.kind = '{kind}' "
+            f"LEFT JOIN log_gone AS one ON one.kind = '{kind}' AND one.namespace = {of}.namespace "
+            f"AND one.parent = {owner} LEFT JOIN log_gone AS every ON every.kind = '{kind}' "
             f"AND every.namespace = {of}.namespace AND every.parent = ''"
         )
 
-    unlogged = "l.key IS NULL" if whole else f"l.key IS NULL AND {gone} > 0"
-    return f"""
+    unlogged = "l.key IS NULL"
+    if trimmed := [str(shard) for (shard,) in connection.execute(_TRIMMED)]:
+        within = f"{shard_in_sql(connection, 'r.namespace')} NOT IN ({', '.join(trimmed)})"
+        unlogged += f" AND ({gone} > 0 OR {within})"
+    return f"""{_sorted_within(kind) if server else ""}
         SELECT CASE WHEN l.key IS NULL THEN 'unlogged'
                     WHEN l.operation = 'delete' OR l.at < {gone} THEN 'deleted' ELSE 'different' END AS what,
                r.namespace AS namespace, r.id AS id, {parent} AS parent, r.revision AS revision,
                l.parent AS logged_parent, l.revision AS logged_revision
         FROM {spec.table.name} AS r
-        LEFT JOIN temp.log_last AS l ON l.kind = '{kind}' AND l.namespace = r.namespace AND l.key = r.id
+        LEFT JOIN log_last AS l ON l.kind = '{kind}' AND l.namespace = r.namespace AND l.key = r.id
         {deletions("r", parent)}
         WHERE ({unlogged}) OR (l.key IS NOT NULL AND (l.operation = 'delete' OR l.at < {gone}
-               OR l.revision IS NOT r.revision OR l.parent IS NOT {parent}))
+               OR l.revision {words.differs} r.revision OR l.parent {words.differs} {parent}))
         UNION ALL
         SELECT 'missing', l.namespace, l.key, l.parent, l.revision, l.parent, l.revision
-        FROM temp.log_last AS l
+        FROM log_last AS l
         LEFT JOIN {spec.table.name} AS r ON r.namespace = l.namespace AND r.id = l.key
-        LEFT JOIN temp.log_moved AS m ON m.kind = l.kind AND m.namespace = l.namespace AND m.key = l.key
+        LEFT JOIN log_moved AS m ON m.kind = l.kind AND m.namespace = l.namespace AND m.key = l.key
         {deletions("l", "l.parent")}
         WHERE l.kind = '{kind}' AND l.operation <> 'delete' AND r.id IS NULL
-              AND l.at > {gone} AND l.at > coalesce(m.at, 0)"""  # noqa: S608 - our own names
+              AND l.at > {gone} AND l.at > coalesce(m.at, 0)""".lstrip()  # noqa: S608 - our own names
 
 
-def check_rows(connection: sqlite3.Connection, findings: Findings) -> None:
+# Also where there is no head any more.
+_TRIMMED = (
+    "SELECT shard FROM (SELECT shard FROM head UNION SELECT 0 AS shard) AS shards "
+    "WHERE (SELECT min(position) FROM changes WHERE changes.shard = shards.shard) > 1"
+)
+
+
+def check_rows(connection: Connection, findings: Findings) -> None:
     """Compare each record with what the log says last of it."""
     words = {
         "unlogged": "is stored, the log does not know it",
@@ -139,18 +203,21 @@ def check_rows(connection: sqlite3.Connection, findings: Findings) -> None:
                 findings.add(Problem("records", text, kind, namespace, key))
 
 
-def check_idempotency(connection: sqlite3.Connection, findings: Findings) -> None:
+def check_idempotency(connection: Connection, findings: Findings) -> None:
     """Check that each noted write is one that the log knows, as far as it reaches back."""
-    for namespace, key, kind, id_, position in connection.execute(UNFOUNDED):
+    for namespace, key, kind, id_, position in connection.execute(unfounded(connection)):
         text = f"was put at position {position} says idempotency key {key!r:.120}, the log does not"
         findings.add(Problem("idempotency", text, kind, namespace, id_))
 
 
-UNFOUNDED = f"""
-SELECT namespace, key, kind, id, position FROM idempotency AS noted
-WHERE length(digest) <> 16 OR kind NOT IN ({", ".join(f"'{kind}'" for kind in RECORDS)})
-      OR position > (SELECT position FROM head WHERE shard = {SHARD})
-      OR (position >= (SELECT min(position) FROM changes WHERE shard = {SHARD}) AND NOT EXISTS (
-            SELECT 1 FROM changes AS logged
-            WHERE logged.shard = {SHARD} AND logged.position = noted.position AND logged.kind = noted.kind
-                  AND logged.namespace = noted.namespace AND logged.key = noted.id))"""  # noqa: S608 - our own names
+def unfounded(connection: Connection) -> str:
+    """Return the query for the idempotency keys that no commit in the log bears out."""
+    shard = shard_in_sql(connection, "noted.namespace")
+    kinds = ", ".join(f"'{kind}'" for kind in RECORDS)
+    return f"""SELECT namespace, key, kind, id, position FROM idempotency AS noted
+        WHERE length(digest) <> 16 OR kind NOT IN ({kinds})
+              OR position > (SELECT position FROM head WHERE head.shard = {shard})
+              OR (position >= (SELECT min(position) FROM changes WHERE changes.shard = {shard}) AND NOT EXISTS (
+                    SELECT 1 FROM changes AS logged
+                    WHERE logged.shard = {shard} AND logged.position = noted.position AND logged.kind = noted.kind
+                          AND logged.namespace = noted.namespace AND logged.key = noted.id))"""  # noqa: S608

@@ -6,14 +6,15 @@ true. A position is one commit: every change of a group commit has the same posi
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Column, Integer, LargeBinary, PrimaryKeyConstraint, String, Table, text
+from sqlalchemy import BigInteger, Column, Integer, LargeBinary, PrimaryKeyConstraint, Table, text
 
 from memory_store.records.columns import METADATA, ShortText, UtcDateTime
 
-__all__ = ["CHANGES", "HEAD", "IDEMPOTENCY", "PUBLISH_LIMIT", "SHARD", "Change", "HeadState", "new_nonce"]
+__all__ = ["CHANGES", "HEAD", "IDEMPOTENCY", "PUBLISH_LIMIT", "SHARD", "Change", "HeadState", "new_nonce", "shard_of"]
 
 PUBLISH_LIMIT = 1000
 """A commit with more changes than this invalidates caches instead of filling them: a bulk load should not push out what
@@ -28,7 +29,7 @@ HEAD = Table(
     Column("shard", Integer, primary_key=True, autoincrement=False),
     Column("position", BigInteger, nullable=False),
     Column("nonce", BigInteger, nullable=False),
-    Column("store_id", String(32), nullable=False),
+    Column("store_id", ShortText(32), nullable=False),
     Column("epoch", BigInteger, nullable=False),
     # 1 only inside a transaction of this library, which logs its changes itself: the triggers that log what plain SQL
     # changes look at it.
@@ -41,16 +42,16 @@ CHANGES = Table(
     Column("shard", Integer, nullable=False),
     Column("position", BigInteger, nullable=False),
     Column("idx", Integer, nullable=False),
-    Column("kind", String(64), nullable=False),
-    Column("namespace", String(200), nullable=False),
+    Column("kind", ShortText(64), nullable=False),
+    Column("namespace", ShortText(200), nullable=False),
     # NULL: every record of this kind that belongs to `parent`.
     Column("key", ShortText()),
     # The episode of a step, embedding or spatiotemporal entry: their caches are kept per episode, so a follower must
     # know it even when the row itself is gone.
     Column("parent", ShortText()),
-    Column("operation", String(16), nullable=False),
+    Column("operation", ShortText(16), nullable=False),
     Column("revision", BigInteger),
-    Column("actor", String(256), nullable=False),
+    Column("actor", ShortText(256), nullable=False),
     Column("at", UtcDateTime, nullable=False),
     # The commit's own random number: a position reached again after a restore has another one.
     Column("nonce", BigInteger, nullable=False),
@@ -65,9 +66,9 @@ CHANGES = Table(
 IDEMPOTENCY = Table(
     "idempotency",
     METADATA,
-    Column("namespace", String(200), nullable=False),
+    Column("namespace", ShortText(200), nullable=False),
     Column("key", ShortText(), nullable=False),
-    Column("kind", String(64), nullable=False),
+    Column("kind", ShortText(64), nullable=False),
     # Of what the caller gave: a key used again for something else is a mistake, not a retry.
     Column("digest", LargeBinary, nullable=False),
     Column("id", ShortText(), nullable=False),
@@ -80,12 +81,18 @@ IDEMPOTENCY = Table(
 
 
 class HeadState(NamedTuple):
-    """The newest commit: its position and nonce, which database it is, and which life of it."""
+    """The newest commit of a shard: its position and nonce, which database it is, which life of it, which shard."""
 
     position: int
     nonce: int
     store_id: str
     epoch: int
+    shard: int = SHARD
+
+
+def shard_of(namespace: str, shards: int) -> int:
+    """Return the shard a namespace's changes are logged in: by a hash that SQL can compute as well."""
+    return 0 if shards == 1 else hashlib.sha256(namespace.encode()).digest()[0] % shards
 
 
 class Change(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import AbstractContextManager
 
 from memory_store.clock import boot_s
 from memory_store.durable.lock import FileLock
@@ -40,6 +41,10 @@ class Checkpointer:
         self.failures = 0
         self.last_at: float | None = None
         """When the last checkpoint ended, on the boot clock."""
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Hold what a write transaction must hold."""
+        return self._lock.shared()
 
     def wal_bytes(self) -> int:
         """Return the size of the WAL file; 0 when there is none."""

@@ -6,19 +6,19 @@ well, and it says what others have committed meanwhile. It is taken back before 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from memory_store.durable.changes import SHARD, Change, HeadState, new_nonce
-from memory_store.durable.dialects.sqlite import error_code
+from memory_store.durable.changes import Change, HeadState, new_nonce
+from memory_store.durable.connection import Connection
+from memory_store.durable.dialects import outcome_is_unknown
 from memory_store.durable.log import Commit, CommitToken, Run, read_run
 from memory_store.durable.operations import Context
 from memory_store.durable.schema import require_current
 from memory_store.durable.statements import head_claim, head_update, log_insert
 from memory_store.errors import CommitUnknownError, DurableUnavailableError
 
-__all__ = ["LogWriter", "Opened", "rollback"]
+__all__ = ["LogWriter", "Opened", "rollback", "unknown_commit"]
 
 
 class Opened(NamedTuple):
@@ -37,9 +37,9 @@ class LogWriter:
     """
 
     def __init__(self, actor: str, epoch: int) -> None:
-        self._actor, self._epoch = actor, epoch
+        self.actor, self._epoch = actor, epoch
 
-    def begin(self, connection: sqlite3.Connection, known: HeadState) -> Opened:
+    def begin(self, connection: Connection, known: HeadState) -> Opened:
         """Begin a write transaction and claim the log; return what it leads on from.
 
         Raises:
@@ -48,13 +48,13 @@ class LogWriter:
         connection.execute("BEGIN IMMEDIATE")
         try:
             # One row that RETURNING sends before the update is finished: all are fetched.
-            [row] = connection.execute(head_claim()).fetchall()
+            [row] = connection.execute(head_claim(), (known.shard,)).fetchall()
             head = HeadState(*row)
             if head.epoch != self._epoch:
                 require_current(connection)
                 self._epoch = head.epoch
             return Opened(head, None if head == known else read_run(connection, known, head))
-        except sqlite3.OperationalError:
+        except Exception:
             rollback(connection)
             require_current(connection)  # a schema of another revision may have no such column
             raise
@@ -62,11 +62,11 @@ class LogWriter:
             rollback(connection)
             raise
 
-    def commit(self, connection: sqlite3.Connection, context: Context, opened: Opened) -> Commit:
+    def commit(self, connection: Connection, context: Context, opened: Opened) -> Commit:
         """Advance the head, log the changes and commit; without changes, end the transaction.
 
         Raises:
-            CommitUnknownError: syncing failed, so nobody can say what is on the disk.
+            CommitUnknownError: nobody can say whether it happened.
         """
         changes, head = context.changes, opened.head
         if not changes:
@@ -74,41 +74,45 @@ class LogWriter:
             return Commit(before=opened.before)
         nonce = new_nonce()
         try:
-            [(position,)] = connection.execute(head_update(), (nonce,)).fetchall()
-            rows = _log_rows(changes, position, nonce, self._actor, context.now_us)
+            [(position,)] = connection.execute(head_update(), (nonce, head.shard)).fetchall()
+            rows = _log_rows(changes, head._replace(position=position, nonce=nonce), self.actor, context.now_us)
             connection.executemany(log_insert(), rows)
-            commit(connection, CommitToken(head.store_id, position, nonce))
+            commit(connection, CommitToken(head.store_id, position, nonce, head.shard))
         except BaseException:
             rollback(connection)
             raise
         return Commit(position, nonce, changes, head, opened.before)
 
 
-def _log_rows(changes: list[Change], position: int, nonce: int, actor: str, at: int) -> Iterator[tuple[Any, ...]]:
+def _log_rows(changes: list[Change], head: HeadState, actor: str, at: int) -> Iterator[tuple[Any, ...]]:
+    position, nonce, _, _, shard = head
     for index, (kind, namespace, key, parent, operation, revision, _, _, image) in enumerate(changes):
-        yield SHARD, position, index, kind, namespace, key, parent, operation, revision, actor, at, nonce, image
+        yield shard, position, index, kind, namespace, key, parent, operation, revision, actor, at, nonce, image
 
 
-def commit(connection: sqlite3.Connection, token: CommitToken) -> None:
+def commit(connection: Connection, token: CommitToken) -> None:
     """Commit.
 
     Raises:
-        CommitUnknownError: the sync failed; the frames may or may not be on the disk.
+        CommitUnknownError: the sync failed, or the reply was lost: it may or may not have happened.
     """
     try:
         connection.execute("COMMIT")
-    except sqlite3.Error as error:
-        if error_code(error) == sqlite3.SQLITE_IOERR:
-            raise CommitUnknownError(
-                f"syncing the commit failed ({error}); `resolve` tells whether it happened", token=str(token)
-            ) from error
+    except Exception as error:
+        if outcome_is_unknown(error):
+            raise unknown_commit(error, token) from error
         raise
 
 
-def rollback(connection: sqlite3.Connection) -> None:
+def unknown_commit(error: Exception, token: CommitToken) -> CommitUnknownError:
+    """Return the error that says that nobody knows whether a commit happened."""
+    return CommitUnknownError(f"committing failed ({error}); `resolve` tells whether it happened", token=str(token))
+
+
+def rollback(connection: Connection) -> None:
     """End the transaction if one is open (some errors have ended it already)."""
     if connection.in_transaction:
         try:
             connection.execute("ROLLBACK")
-        except sqlite3.Error as error:
+        except Exception as error:
             raise DurableUnavailableError(f"a failed transaction could not be rolled back: {error}") from error

@@ -12,10 +12,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cachetools import LRUCache
-from sqlalchemy import Column, Select
+from sqlalchemy import Column, Dialect, Select
 from sqlalchemy.sql.elements import ColumnElement
 
-from memory_store.durable.statements import dialect
+from memory_store.durable.statements import written_in
 
 __all__ = ["compiled"]
 
@@ -38,6 +38,7 @@ _KEPT: LRUCache[Hashable, _Compiled] = LRUCache(maxsize=512)
 
 
 def compiled(
+    dialect: Dialect,
     shape: Hashable,
     expressions: Sequence[ColumnElement[Any]],
     values: Mapping[str, Any],
@@ -46,6 +47,7 @@ def compiled(
     """Return the text and the parameters of a statement.
 
     Args:
+        dialect: in which.
         shape: everything the statement depends on besides the expressions and values.
         expressions: the user's expressions in it.
         values: values of the statement's named parameters.
@@ -55,15 +57,15 @@ def compiled(
     keys = [e._generate_cache_key() for e in expressions if not isinstance(e, Column)]
     own = [parameter for key in keys if key is not None for parameter in key.bindparams]
     if None in keys or any(parameter.expanding for parameter in own):  # `in_` has as many parameters as values
-        return _compile_now(build(), values)
+        return _compile_now(dialect, build(), values)
     # The same parameter object in two places is one parameter of the statement; two that look alike are two.
     places = {id(parameter): index for index, parameter in enumerate(own)}
     shared = tuple(places[id(parameter)] for parameter in own)
     kinds = tuple(isinstance(expression, Column) for expression in expressions)
-    full_shape = (shape, kinds, tuple(columns), tuple(key.key for key in keys if key is not None), shared)
+    full_shape = (dialect.name, shape, kinds, tuple(columns), tuple(key.key for key in keys if key is not None), shared)
     kept = _KEPT.get(full_shape)
     if kept is None:
-        kept = _KEPT[full_shape] = _compile(build(), places)
+        kept = _KEPT[full_shape] = _compile(dialect, build(), places)
     parameters = []
     for slot in kept.slots:
         value = values.get(slot.name, slot.constant) if slot.own is None else own[slot.own].effective_value
@@ -71,17 +73,17 @@ def compiled(
     return kept.text, parameters
 
 
-def _compile(statement: Select[Any], places: Mapping[int, int]) -> _Compiled:
-    made = statement.compile(dialect=dialect())
+def _compile(dialect: Dialect, statement: Select[Any], places: Mapping[int, int]) -> _Compiled:
+    made = statement.compile(dialect=dialect)
     slots = [
         _Slot(places.get(id(made.binds[name])), name, made.binds[name].value, made._bind_processors.get(name))  # type: ignore[arg-type]
         for name in made.positiontup or ()
     ]
-    return _Compiled(made.string, slots)
+    return _Compiled(written_in(dialect, made.string), slots)
 
 
-def _compile_now(statement: Select[Any], values: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    made = statement.compile(dialect=dialect())
+def _compile_now(dialect: Dialect, statement: Select[Any], values: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    made = statement.compile(dialect=dialect)
     state = made.construct_expanded_state(dict(values))
     processors: dict[str, Any] = {**made._bind_processors, **state.processors}
     parameters = []
@@ -89,4 +91,4 @@ def _compile_now(statement: Select[Any], values: Mapping[str, Any]) -> tuple[str
         process = processors.get(name)
         value = state.parameters[name]
         parameters.append(value if process is None else process(value))
-    return state.statement, parameters
+    return written_in(dialect, state.statement), parameters

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -16,10 +17,11 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from memory_store.config import Settings
 from memory_store.durable.dialects.sqlite import connection_pragmas
 from memory_store.errors import ConfigurationError, DurableUnavailableError
 
-__all__ = ["Target", "make_engine", "parse_url"]
+__all__ = ["ServerTarget", "Target", "embedded", "make_engine", "parse_url"]
 
 
 _SMALLEST_DATABASE_BYTES = 512
@@ -55,6 +57,11 @@ class Target:
         """The SQLAlchemy URL of the file."""
         return URL.create("sqlite+aiosqlite", database=self.path)
 
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return self.path
+
     def require_folder(self) -> None:
         """Check that the file can be there, and is no other small file.
 
@@ -82,8 +89,32 @@ class Target:
             shutil.rmtree(Path(self.path).parent, ignore_errors=True)
 
 
-def parse_url(url: str | URL) -> Target:
-    """Return the target of `sqlite:///path`, `sqlite:////absolute/path` or `sqlite:///:memory:`, driver named or not.
+@dataclass(frozen=True, slots=True)
+class ServerTarget:
+    """A database on a PostgreSQL server.
+
+    Args:
+        url: with everything the server and its driver are told, hosts and TLS included; no settings of the store.
+        parameters: the URL's other query parameters, which are settings of the store.
+    """
+
+    url: URL
+    parameters: dict[str, str]
+    memory = False
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages, without its password."""
+        return self.url.set(drivername="postgresql", query={}, password=None).render_as_string()
+
+    @property
+    def dsn(self) -> str:
+        """The connection string, password included, as libpq and asyncpg read it."""
+        return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def parse_url(url: str | URL) -> Target | ServerTarget:
+    """Return the target of `sqlite:///path`, `sqlite:///:memory:` or `postgresql://host/database`, driver named or not.
 
     Raises:
         ConfigurationError: the URL is malformed, or names a database or driver that is not supported.
@@ -93,10 +124,15 @@ def parse_url(url: str | URL) -> Target:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as error:
-        raise ConfigurationError(f"not a database URL: {str(url)[:80]!r}; try sqlite:///agent.db") from error
+        shown = re.sub("//.*@", "//***@", str(url))[:80]  # without a password
+        raise ConfigurationError(f"not a database URL: {shown!r}; try sqlite:///agent.db") from error
     backend, _, driver = parsed.drivername.partition("+")
+    if backend in ("postgresql", "postgres"):
+        return _parse_server(parsed, driver)
     if backend != "sqlite":
-        raise ConfigurationError(f"database {backend!r} is not supported; use sqlite:///path")
+        raise ConfigurationError(
+            f"database {backend!r} is not supported; use sqlite:///path or postgresql://user@host/database"
+        )
     if driver not in ("", "aiosqlite"):
         raise ConfigurationError(f"driver {driver!r} is not supported; use sqlite:///path or sqlite+aiosqlite:///path")
     if parsed.host or parsed.username or parsed.password or parsed.port:
@@ -115,8 +151,32 @@ def parse_url(url: str | URL) -> Target:
     return Target(os.path.realpath(parsed.database), False, parameters)
 
 
-def make_engine(target: Target, timeout_s: float) -> AsyncEngine:
+def _parse_server(parsed: URL, driver: str) -> ServerTarget:
+    if driver not in ("", "asyncpg"):
+        raise ConfigurationError(f"driver {driver!r} is not supported; use postgresql:// or postgresql+asyncpg://")
+    if not parsed.database:
+        raise ConfigurationError("a PostgreSQL URL names a database: postgresql://user@host/database")
+    known = {item.name for item in fields(Settings)}
+    parameters = {name: value if isinstance(value, str) else value[-1] for name, value in parsed.query.items()}
+    ours = {name: value for name, value in parameters.items() if name in known}
+    return ServerTarget(parsed.difference_update_query(ours), ours)
+
+
+def embedded(target: Target | ServerTarget, what: str) -> Target:
+    """Return a target that is a file.
+
+    Raises:
+        ConfigurationError: it is on a server; `what` says what cannot be done there, and what is done instead.
+    """
+    if isinstance(target, ServerTarget):
+        raise ConfigurationError(f"{target.name} is on a server: {what}")
+    return target
+
+
+def make_engine(target: Target | ServerTarget, timeout_s: float) -> AsyncEngine:
     """Return the engine; each of its connections waits `timeout_s` for locks and has the store's pragmas."""
+    if isinstance(target, ServerTarget):
+        return _server_engine(target, timeout_s)
     # isolation_level None: the driver never begins a transaction by itself, so every BEGIN is ours and IMMEDIATE.
     engine = create_async_engine(
         target.url, poolclass=NullPool, connect_args={"isolation_level": None, "timeout": timeout_s}
@@ -128,3 +188,12 @@ def make_engine(target: Target, timeout_s: float) -> AsyncEngine:
         connection.run_async(lambda driver: driver.executescript(pragmas))
 
     return engine
+
+
+def _server_engine(target: ServerTarget, timeout_s: float) -> AsyncEngine:
+    # Connected as the store does it: the driver itself reads hosts, TLS and server settings from the URL.
+    from memory_store.durable.dialects.postgresql import connect
+
+    return create_async_engine(
+        "postgresql+asyncpg://", poolclass=NullPool, async_creator=lambda: connect(target.dsn, timeout_s, {})
+    )

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memory_store.config import Settings
-from memory_store.durable.changes import HeadState
+from memory_store.durable.connection import Connection
 from memory_store.durable.dialects.sqlite import translate
-from memory_store.durable.engine import Target
-from memory_store.durable.findings import Findings, Watcher
-from memory_store.durable.log import one_state, read_head
+from memory_store.durable.engine import ServerTarget, Target
+from memory_store.durable.findings import Findings, Watcher, is_server
+from memory_store.durable.log import one_state, read_heads
 from memory_store.durable.scans import count_changes, count_rows, list_namespaces
 from memory_store.durable.schema import HEAD_REVISION, read_revision
 from memory_store.durable.verify import CHECKS, FILE_CHECKS, check_database, opened_to_read
@@ -39,12 +39,14 @@ def has_wal_reset_race(version: tuple[int, int, int]) -> bool:
     return fixed is None or version[2] < fixed
 
 
-def require_file(target: Target) -> None:
-    """Check that there is a database to read.
+def require_file(target: Target | ServerTarget) -> None:
+    """Check that there is a database to read; on a server, opening it tells.
 
     Raises:
         DurableUnavailableError: there is none.
     """
+    if isinstance(target, ServerTarget):
+        return
     target.require_folder()
     if not target.memory and not Path(target.path).exists():
         raise DurableUnavailableError(
@@ -58,23 +60,37 @@ class Contents:
 
     Args:
         rows: number of records by namespace and kind.
-        head: the newest commit.
+        position: the newest commit; on a server, whose heads count for themselves, the sum of theirs.
         changes: length of the change log.
     """
 
     rows: dict[str, dict[str, int]]
-    head: HeadState
+    position: int
     changes: int
 
 
-def read_contents(connection: sqlite3.Connection) -> Contents:
+def read_contents(connection: Connection) -> Contents:
     """Count what a database holds, as of one commit."""
     with one_state(connection):
-        rows = {
-            namespace: {kind: count_rows(connection, kind, namespace) for kind in RECORDS}
-            for namespace in list_namespaces(connection)
-        }
-        return Contents(rows, read_head(connection), count_changes(connection))
+        if is_server(connection):
+            rows = _count_all(connection)
+        else:
+            rows = {
+                namespace: {kind: count_rows(connection, kind, namespace) for kind in RECORDS}
+                for namespace in list_namespaces(connection)
+            }
+        position = sum(head.position for head in read_heads(connection))
+        return Contents(rows, position, count_changes(connection))
+
+
+def _count_all(connection: Connection) -> dict[str, dict[str, int]]:
+    """Count on a server, where each namespace asked for alone is a round trip."""
+    rows: dict[str, dict[str, int]] = {}
+    for kind, spec in RECORDS.items():
+        asked = f"SELECT namespace, count(*) FROM {spec.table.name} GROUP BY namespace"  # noqa: S608 - our own names
+        for namespace, count in connection.execute(asked):
+            rows.setdefault(namespace, dict.fromkeys(RECORDS, 0))[kind] = count
+    return dict(sorted(rows.items()))
 
 
 @dataclass(slots=True)
@@ -118,8 +134,8 @@ def examine(target: Target, timeout_s: float) -> Examination:
     return found
 
 
-def cache_folder(target: Target, settings: Settings) -> str:
+def cache_folder(target: Target | ServerTarget, settings: Settings) -> str:
     """Return the folder of a database's saved cache, "" where none is kept."""
     if settings.cache_path is not None:
         return settings.cache_path
-    return "" if target.memory else target.path + ".cache"
+    return "" if target.memory or isinstance(target, ServerTarget) else target.path + ".cache"

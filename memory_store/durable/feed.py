@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 from typing import Any, NamedTuple
 
-from memory_store.durable.changes import HeadState
+from memory_store.durable.changes import SHARD, HeadState
+from memory_store.durable.connection import Connection
 from memory_store.durable.log import STORE, nonce_at, one_state, read_head
 from memory_store.durable.statements import feed_select
 from memory_store.errors import ConfigurationError, PositionLostError
 
-_LARGEST = (1 << 63) - 1
+_LAST_POSITION = (1 << 63) - 1
+_LAST_IDX = (1 << 31) - 1
 
 __all__ = ["Cursor", "FeedPage", "read_feed"]
 
@@ -29,7 +30,7 @@ class Cursor(NamedTuple):
     @classmethod
     def end(cls, head: HeadState) -> Cursor:
         """Return the cursor behind all of a commit."""
-        return cls(head.position, _LARGEST, head.nonce)
+        return cls(head.position, _LAST_IDX, head.nonce)
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
@@ -42,7 +43,7 @@ class Cursor(NamedTuple):
         if found is None:
             raise ConfigurationError(f'after must be "start", "end" or the cursor of a change, got {text[:80]!r}')
         cursor = cls(int(found[1]), int(found[2]), int(found[3], 16))
-        if max(cursor) > _LARGEST:
+        if max(cursor.position, cursor.nonce) > _LAST_POSITION or cursor.idx > _LAST_IDX:
             raise ConfigurationError(f"a cursor of larger numbers than any change has: {text[:80]!r}")
         return cursor
 
@@ -57,16 +58,16 @@ class FeedPage(NamedTuple):
     end: Cursor | None
 
 
-def read_feed(connection: sqlite3.Connection, after: Cursor | None, limit: int) -> FeedPage:
+def read_feed(connection: Connection, after: Cursor | None, limit: int, shard: int = SHARD) -> FeedPage:
     """Return the next changes behind a cursor, in order; None for the oldest ones the log holds.
 
     Raises:
         PositionLostError: the log does not lead on from the cursor: it was trimmed, or the database taken back.
     """
     with one_state(connection):
-        head = read_head(connection)
+        head = read_head(connection, shard)
         position, index = (0, -1) if after is None else after[:2]
-        rows = connection.execute(feed_select(), (position, index, limit)).fetchall()
+        rows = connection.execute(feed_select(), (shard, position, index, limit)).fetchall()
         if after is not None:
             # A restored backup leaves a gap that whoever stands where the backup was made can step over.
             gap = bool(rows) and rows[0][0] > position + 1 and rows[0][2] != STORE

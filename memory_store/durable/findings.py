@@ -7,11 +7,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from memory_store.durable.connection import Connection
 from memory_store.durable.dialects.sqlite import error_code
+from memory_store.durable.statements import dialect_of
+from memory_store.errors import DurableError
 
-__all__ = ["AbandonedError", "Findings", "Problem", "Watcher", "is_damage"]
+__all__ = ["AbandonedError", "Difference", "Finding", "Findings", "Problem", "Watcher", "is_damage", "is_server"]
 
 # Virtual machine steps between two looks at whether somebody wants the work to end: about every 5 ms.
 _STEPS = 100_000
@@ -51,8 +55,11 @@ class Watcher:
             self._on_progress(what, done, total)
 
     @contextmanager
-    def over(self, connection: sqlite3.Connection) -> Iterator[None]:
-        """Let `stop` interrupt a connection's statements as well."""
+    def over(self, connection: Any) -> Iterator[None]:
+        """Let `stop` interrupt a connection's statements as well; on a server cancelling the work's task does."""
+        if is_server(connection):
+            yield
+            return
         connection.set_progress_handler(self._stop.is_set, _STEPS)
         try:
             yield
@@ -60,12 +67,56 @@ class Watcher:
             connection.set_progress_handler(None, 0)
 
 
-def is_damage(error: sqlite3.DatabaseError) -> bool:
+def is_server(connection: Connection) -> bool:
+    """Return whether a connection is one to a server."""
+    return dialect_of(connection).name != "sqlite"
+
+
+# Of a server's error: no such table, column, function; a damaged page or index; a file that is missing or unreadable.
+_DAMAGE = ("42P01", "42703", "42883", "XX001", "XX002", "58")
+
+
+def is_damage(error: BaseException) -> bool:
     """Return whether an error says something of what was read, and not of a lock, a full disk or an interruption.
 
     Damaged pages, a table that is not there, text that is no text (which has no code: the driver itself says so).
     """
+    if isinstance(error, DurableError):
+        return (getattr(error.__cause__, "sqlstate", None) or "").startswith(_DAMAGE)
     return error_code(error) in (None, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing `diagnose` looked at.
+
+    Args:
+        name: what.
+        value: what it is, as text, number or object.
+        ok: False where something is wrong.
+        hint: what is wrong, or what it means.
+    """
+
+    name: str
+    value: Any
+    ok: bool = True
+    hint: str = ""
+
+
+class Difference(NamedTuple):
+    """A table, index, key, function or trigger that is not as in a new database.
+
+    Args:
+        type: which of these.
+        name: its name.
+        text: what is wrong with it.
+        make: the statements that make it as it is in a new database; None where that has none of this name.
+    """
+
+    type: str
+    name: str
+    text: str
+    make: tuple[str, ...] | None
 
 
 class Problem(NamedTuple):

@@ -1,8 +1,9 @@
-"""A lane: one kept connection of the engine, and whole functions run on that connection's own thread.
+"""A lane: where whole functions run, each on a connection, one after another or as many as there are connections.
 
-SQLAlchemy's async engine makes one thread hop (30 to 140 µs) for every driver call; a lane makes one for a whole batch.
-This file is the only place that reaches into aiosqlite: `Connection._tx` is the queue its thread reads, `_conn` the
-sqlite3 connection. `tests/unit/test_lane.py` pins both against the installed version.
+For SQLite that is one kept connection of the engine and its own thread. SQLAlchemy's async engine makes one thread hop
+(30 to 140 µs) for every driver call; a lane makes one for a whole batch. `ThreadLane` is the only place that reaches
+into aiosqlite: `Connection._tx` is the queue its thread reads, `_conn` the sqlite3 connection. `tests/unit/test_lane.py`
+pins both against the installed version. For a server, see `pool.py`.
 """
 
 from __future__ import annotations
@@ -11,27 +12,63 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import aiosqlite
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from memory_store.durable.dialects.sqlite import translate
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "ThreadLane"]
 
 T = TypeVar("T")
 
 
-class Lane:
+class Lane(Protocol):
+    """Runs functions over a connection."""
+
+    settles: bool
+    """Whether an unknown outcome can be found out at once, on another connection."""
+
+    def submit(self, function: Callable[[Any], T]) -> asyncio.Future[T]:
+        """Queue `function(connection)` and return its future.
+
+        The function runs to its end even when the future is cancelled; what it raises is the future's exception.
+        """
+        ...
+
+    def post(self, function: Callable[[Any], T], done: Callable[[T | None, BaseException | None], None]) -> None:
+        """Queue `function(connection)`; `done(result, error)` is called on the event loop, errors translated."""
+        ...
+
+    async def run(self, function: Callable[[Any], T]) -> T:
+        """Run `function(connection)` and return its result, errors translated.
+
+        A cancelled caller does not wait; the function still runs to its end.
+        """
+        ...
+
+    def pinned(self) -> Lane:
+        """Return a lane whose functions run one after another on the same connection, until `unpin`."""
+        ...
+
+    def unpin(self) -> None:
+        """Give the connection back; what is queued still runs."""
+        ...
+
+
+class ThreadLane:
     """Runs functions one after another on one connection's thread."""
+
+    # A sync that failed leaves nobody to ask before the next start.
+    settles = False
 
     def __init__(self, connection: Any, driver: aiosqlite.Connection, loop: asyncio.AbstractEventLoop) -> None:
         self._pooled, self._driver, self._loop = connection, driver, loop
         self._sqlite = driver._conn
 
     @classmethod
-    async def open(cls, engine: AsyncEngine) -> Lane:
+    async def open(cls, engine: AsyncEngine) -> ThreadLane:
         """Take a connection from the engine and keep it."""
         try:
             connection = await engine.raw_connection()
@@ -79,6 +116,13 @@ class Lane:
             return await self.submit(function)
         except Exception as error:
             raise translate(error) from error
+
+    def pinned(self) -> ThreadLane:
+        """Return this lane, which has one connection anyway."""
+        return self
+
+    def unpin(self) -> None:
+        """Do nothing."""
 
     async def close(self) -> None:
         """Wait for what is queued, then close the connection."""

@@ -8,7 +8,6 @@ database was restored, or it is simply too far behind, it starts again from noth
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 from memory_store.clock import now_us
 from memory_store.durable.changes import PUBLISH_LIMIT, SHARD, Change, HeadState, new_nonce
-from memory_store.durable.statements import head_select, log_insert, nonce_select, tail_select
+from memory_store.durable.connection import Connection
+from memory_store.durable.statements import head_select, heads_select, log_insert, nonce_select, tail_select
 from memory_store.errors import ConfigurationError
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "nonce_at",
     "one_state",
     "read_head",
+    "read_heads",
     "read_run",
 ]
 
@@ -71,14 +72,15 @@ class Run(NamedTuple):
 
 
 class CommitToken(NamedTuple):
-    """Names a commit before it has happened: the database, the position it would get, and its random number."""
+    """Names a commit before it has happened: the database, the position it would get, its random number, its shard."""
 
     store_id: str
     position: int
     nonce: int
+    shard: int = SHARD
 
     def __str__(self) -> str:
-        return f"{self.store_id}.{self.position}.{self.nonce:x}"
+        return f"{self.store_id}.{self.position}.{self.nonce:x}.{self.shard}"
 
     @classmethod
     def parse(cls, text: str) -> CommitToken:
@@ -89,10 +91,10 @@ class CommitToken(NamedTuple):
         """
         if not isinstance(text, str):
             raise TypeError(f"token must be a str, got {type(text).__name__}")
-        found = re.fullmatch(r"([0-9a-f]{1,32})\.([0-9]{1,19})\.([0-9a-f]{1,16})", text)
+        found = re.fullmatch(r"([0-9a-f]{1,32})\.([0-9]{1,19})\.([0-9a-f]{1,16})\.([0-9]{1,3})", text)
         if found is None:
             raise ConfigurationError(f"not the token of a CommitUnknownError: {text[:80]!r}")
-        return cls(found[1], int(found[2]), int(found[3], 16))
+        return cls(found[1], int(found[2]), int(found[3], 16), int(found[4]))
 
 
 NOTHING = HeadState(0, 0, "", 0)
@@ -120,7 +122,7 @@ class Commit:
     @property
     def head(self) -> HeadState:
         """The newest commit, once this one was made."""
-        return HeadState(self.position, self.nonce, self.follows.store_id, self.follows.epoch)
+        return self.follows._replace(position=self.position, nonce=self.nonce)
 
 
 class Listener(Protocol):
@@ -131,8 +133,8 @@ class Listener(Protocol):
         """The watermark runs are to start from."""
         ...
 
-    def deliver(self, run: Run) -> None:
-        """Take what a read saw; runs may come late and in any order."""
+    def deliver(self, run: Run, began: float | None = None) -> None:
+        """Take what a read that began then, on the boot clock, saw; runs may come late and in any order."""
         ...
 
     def publish(self, commit: Commit) -> None:
@@ -190,13 +192,18 @@ def is_rewind(run: Run) -> bool:
     return head.position < after.position or (head.position == after.position and head != after)
 
 
-def read_head(connection: sqlite3.Connection) -> HeadState:
-    """Return the newest commit the connection's snapshot can see."""
-    return HeadState(*connection.execute(head_select()).fetchone())
+def read_head(connection: Connection, shard: int = SHARD) -> HeadState:
+    """Return the newest commit of a shard that the connection's snapshot can see."""
+    return HeadState(*connection.execute(head_select(), (shard,)).fetchone())
+
+
+def read_heads(connection: Connection) -> list[HeadState]:
+    """Return the newest commit of every shard, in their order."""
+    return [HeadState(*row) for row in connection.execute(heads_select())]
 
 
 @contextmanager
-def one_state(connection: sqlite3.Connection) -> Iterator[None]:
+def one_state(connection: Connection) -> Iterator[None]:
     """Let every read inside see the database as one commit left it."""
     connection.execute("BEGIN")
     try:
@@ -205,14 +212,14 @@ def one_state(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
 
 
-def look(connection: sqlite3.Connection, known: HeadState) -> Run:
+def look(connection: Connection, known: HeadState) -> Run:
     """Read what leads from `known` to the newest commit."""
     with one_state(connection):
-        return read_run(connection, known, read_head(connection))
+        return read_run(connection, known, read_head(connection, known.shard))
 
 
-def read_run(connection: sqlite3.Connection, known: HeadState, head: HeadState, limit: int = PUBLISH_LIMIT) -> Run:
-    """Read what leads from `known` to `head`, in the snapshot in which `head` was read.
+def read_run(connection: Connection, known: HeadState, head: HeadState, limit: int = PUBLISH_LIMIT) -> Run:
+    """Read what leads from `known` to `head`, in the snapshot in which `head` was read or after it.
 
     The log cannot say where more than `limit` changes lie between, where it has been trimmed, and where its commit at
     `known` is another one than was seen there: the history is not the same.
@@ -223,39 +230,42 @@ def read_run(connection: sqlite3.Connection, known: HeadState, head: HeadState, 
         return Run(known, head, None)
     if nonce_at(connection, known.position, head) != known.nonce:
         return Run(known, head, None)
-    rows = connection.execute(tail_select(), (known.position, limit + 1)).fetchall()
-    if len(rows) > limit or not rows or rows[0][0] != known.position + 1:
+    rows = connection.execute(tail_select(), (head.shard, known.position, head.position, limit + 1)).fetchall()
+    if len(rows) > limit or not rows or rows[0][0] != known.position + 1 or rows[-1][:2] != head[:2]:
         return Run(known, head, None)
     return Run(known, head, [Logged(*row) for row in rows])
 
 
-def nonce_at(connection: sqlite3.Connection, position: int, head: HeadState) -> int | None:
+def nonce_at(connection: Connection, position: int, head: HeadState) -> int | None:
     """Return the nonce of the commit at a position, None where the log does not hold it."""
     if position == head.position:
         return head.nonce
     if position == 0:
         return 0
-    found = connection.execute(nonce_select(), (position,)).fetchone()
+    found = connection.execute(nonce_select(), (head.shard, position)).fetchone()
     return None if found is None else int(found[0])
 
 
-def begin_epoch(execute: Callable[..., Any], operation: str, position: int = 0, epoch: int = 0) -> HeadState:
-    """Begin a new epoch, in the caller's transaction: every follower, running or saved, drops what it has.
+def begin_epoch(
+    execute: Callable[..., Any], operation: str, position: int = 0, epoch: int = 0, shard: int = SHARD
+) -> HeadState:
+    """Begin a new epoch of a shard, in the caller's transaction: every follower, running or saved, drops what it has.
 
     Args:
         execute: runs a statement in a write transaction, as `sqlite3.Connection.execute` does.
         operation: why, for the log: "upgrade", "restore", "repair".
         position: go on from here where the database itself is behind: positions never come again.
         epoch: as `position`, for the epoch.
+        shard: which; a new epoch is begun in all of them.
     """
-    old = HeadState(*execute(head_select()).fetchone())
-    head = HeadState(max(old.position, position) + 1, new_nonce(), old.store_id, max(old.epoch, epoch) + 1)
+    old = HeadState(*execute(head_select(), (shard,)).fetchone())
+    head = HeadState(max(old.position, position) + 1, new_nonce(), old.store_id, max(old.epoch, epoch) + 1, shard)
     execute(
         "UPDATE head SET position = ?, nonce = ?, epoch = ? WHERE shard = ?",
-        (head.position, head.nonce, head.epoch, SHARD),
+        (head.position, head.nonce, head.epoch, shard),
     )
     execute(
         log_insert(),
-        (SHARD, head.position, 0, STORE, "", None, None, operation, None, "", now_us(), head.nonce, None),
+        (shard, head.position, 0, STORE, "", None, None, operation, None, "", now_us(), head.nonce, None),
     )
     return head

@@ -124,8 +124,17 @@ class Collision(Exception):  # noqa: N818 - a signal between here and the writer
 class PutTogether:
     """Simple puts of one kind whose inserts are made together. Returns the outcome of each."""
 
-    def __init__(self, puts: list[Put]) -> None:
+    def __init__(self, puts: Sequence[Put]) -> None:
         self.puts = puts
+
+    def stamped(self, context: Context) -> list[Row]:
+        """Return the rows as new ones."""
+        return [put.stamped(put.rows[0], 1, context) for put in self.puts]
+
+    def note(self, rows: Sequence[Row], context: Context) -> None:
+        """Note that these rows were inserted."""
+        for put, row in zip(self.puts, rows, strict=True):
+            context.changes.append(_change(put.spec, put.namespace, row))
 
     def run(self, context: Context) -> Work:
         """Insert all as new.
@@ -133,13 +142,11 @@ class PutTogether:
         Raises:
             Collision: some exist; what was inserted must be rolled back.
         """
-        spec, statements = self.puts[0].spec, STATEMENTS[self.puts[0].spec.kind]
-        rows = [put.stamped(put.rows[0], 1, context) for put in self.puts]
+        rows = self.stamped(context)
         values = [(put.namespace, *row) for put, row in zip(self.puts, rows, strict=True)]
-        if len((yield Ask(statements.insert, values, many=True))) != len(values):
+        if len((yield Ask(STATEMENTS[self.puts[0].spec.kind].insert, values, many=True))) != len(values):
             raise Collision
-        for put, row in zip(self.puts, rows, strict=True):
-            context.changes.append(_change(spec, put.namespace, row))
+        self.note(rows, context)
         return [[row] for row in rows]
 
 

@@ -97,14 +97,14 @@ class Resolve:
     def run(self, context: Context) -> Work:
         """Look for the token's random number at its position."""
         token = self.token
-        [(position, nonce, store_id, _)] = yield Ask(head_select(), ())
+        [(position, nonce, store_id, *_)] = yield Ask(head_select(), (token.shard,))
         if store_id != token.store_id:
             return PositionLostError("the token belongs to another database", position=token.position, head=position)
         if token.position > position:
             context.changes.append(Change(STORE, "", None, None, "barrier", None))
             return False
         if token.position < position:
-            rows = yield Ask(nonce_select(), (token.position,))
+            rows = yield Ask(nonce_select(), (token.shard, token.position))
             if not rows:
                 return PositionLostError(
                     f"the log no longer holds position {token.position:,}", position=token.position, head=position

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from memory_store.durable.changes import HeadState
+from memory_store.durable.changes import SHARD, HeadState
 from memory_store.durable.dialects.sqlite import connection_pragmas, translate
 from memory_store.durable.engine import Target
 from memory_store.durable.log import Run, look
@@ -31,7 +31,9 @@ class Probe:
                 connection_pragmas(_TIMEOUT_S, durable=not target.memory) + "PRAGMA query_only = ON;"
             )
             self._head = head_select()
-            self._connection.execute(self._head).fetchone()  # opens the file, which a private store is about to unlink
+            self._connection.execute(
+                self._head, (SHARD,)
+            ).fetchone()  # opens the file, which a private store is about to unlink
         except sqlite3.Error as error:
             raise translate(error) from error
 
@@ -45,7 +47,7 @@ class Probe:
         connection = self._connection
         try:
             # Compared as it comes: making a HeadState first would take a third of the time.
-            if connection.execute(self._head).fetchone() == known:
+            if connection.execute(self._head, (SHARD,)).fetchone() == known:
                 return None
             return look(connection, known)
         except sqlite3.Error as error:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgpack
-from sqlalchemy import BigInteger, Column, Select, and_, bindparam, false, func, or_, select, type_coerce
+from sqlalchemy import BigInteger, Column, Dialect, Select, and_, bindparam, false, func, or_, select, type_coerce
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import (
     BindParameter,
@@ -114,6 +114,7 @@ class Query(NamedTuple):
 
 
 def page_query(
+    dialect: Dialect,
     spec: RecordSpec[Any],
     namespace: str,
     where: ColumnElement[bool] | None,
@@ -148,10 +149,10 @@ def page_query(
 
     given = [*([] if where is None else [_own_expression(spec, where, "where")]), *(o.expression for o in orders)]
     shape = ("page", spec.kind, where is None, tuple(order.descending for order in orders), nulls)
-    return Query(*compiled(shape, given, values, build))
+    return Query(*compiled(dialect, shape, given, values, build))
 
 
-def count_query(spec: RecordSpec[Any], namespace: str, where: ColumnElement[bool] | None) -> Query:
+def count_query(dialect: Dialect, spec: RecordSpec[Any], namespace: str, where: ColumnElement[bool] | None) -> Query:
     """Return the query that counts."""
 
     def build() -> Select[Any]:
@@ -160,7 +161,7 @@ def count_query(spec: RecordSpec[Any], namespace: str, where: ColumnElement[bool
         return select(func.count()).select_from(spec.table).where(_within(spec, where))
 
     given = [] if where is None else [_own_expression(spec, where, "where")]
-    return Query(*compiled(("count", spec.kind, where is None), given, {"namespace_": namespace}, build))
+    return Query(*compiled(dialect, ("count", spec.kind, where is None), given, {"namespace_": namespace}, build))
 
 
 def _within(spec: RecordSpec[Any], where: ColumnElement[bool] | None) -> ColumnElement[bool]:

@@ -6,18 +6,19 @@ belong to the same commit.
 
 from __future__ import annotations
 
-import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from memory_store.clock import boot_s
 from memory_store.codec import Row
 from memory_store.distribution import Distribution
 from memory_store.durable.changes import HeadState
+from memory_store.durable.connection import Connection
 from memory_store.durable.lane import Lane
 from memory_store.durable.log import Listener, Run, is_rewind, read_head, read_run
 from memory_store.durable.statements import STATEMENTS, batch_size, pad
-from memory_store.records import PARTS, RECORDS
+from memory_store.records import PARTS, RECORDS, RecordSpec
 from memory_store.telemetry import Span, Telemetry
 
 __all__ = ["Key", "Reader", "Snapshot", "newest_keys", "read_by_id", "read_keys", "snapshot_of"]
@@ -92,7 +93,7 @@ class Reader:
             return
         self._busy = True
         batch, self._waiting = self._waiting[:_BATCH_KEYS], self._waiting[_BATCH_KEYS:]
-        keys, known = [key for key, _, _ in batch], self._listener.head
+        keys, known, began = [key for key, _, _ in batch], self._listener.head, boot_s()
         self.read_keys.record(len(keys))
         span = None
         if self._telemetry is not None:
@@ -101,11 +102,16 @@ class Reader:
             span = self._telemetry.begin("memory_store.read", callers, keys=len(keys))
         self._lane.post(
             lambda connection: snapshot_of(connection, keys, known),
-            lambda result, error: self._finish(batch, span, result, error),
+            lambda result, error: self._finish(batch, began, span, result, error),
         )
 
     def _finish(
-        self, batch: list[_Request], span: Span | None, snapshot: Snapshot | None, error: BaseException | None
+        self,
+        batch: list[_Request],
+        began: float,
+        span: Span | None,
+        snapshot: Snapshot | None,
+        error: BaseException | None,
     ) -> None:
         self._busy = False
         self.start()
@@ -115,7 +121,7 @@ class Reader:
             for _, answer, _ in batch:
                 answer(None, [], error)
         else:
-            self._listener.deliver(snapshot.run)
+            self._listener.deliver(snapshot.run, began)
             if is_rewind(snapshot.run):
                 # The listener knows now; what was read is older than what the callers may have seen already.
                 self._waiting[:0] = batch
@@ -126,17 +132,42 @@ class Reader:
                 answer(head, rows, None)
 
 
-def snapshot_of(connection: sqlite3.Connection, keys: Sequence[PlainKey], known: HeadState) -> Snapshot:
-    """Read keys, and what was committed after `known`, in one read transaction, on the connection's thread."""
+def snapshot_of(connection: Connection, keys: Sequence[PlainKey], known: HeadState) -> Snapshot:
+    """Read keys of one shard as one commit left them, and what was committed between `known` and that."""
+    kind, namespace, _ = keys[0]
+    if all(key[0] == kind and key[1] == namespace for key in keys):
+        return _snapshot_at_once(connection, RECORDS[kind], namespace, [key[2] for key in keys], known)
     connection.execute("BEGIN")
     try:
-        run = read_run(connection, known, read_head(connection))
+        run = read_run(connection, known, read_head(connection, known.shard))
         return Snapshot(run, read_keys(connection, keys))
     finally:
         connection.execute("COMMIT")
 
 
-def read_keys(connection: sqlite3.Connection, keys: Sequence[PlainKey]) -> list[list[Row]]:
+def _snapshot_at_once(
+    connection: Connection, spec: RecordSpec[Any], namespace: str, ids: list[str], known: HeadState
+) -> Snapshot:
+    """Read keys of one kind in one statement, which is a snapshot by itself.
+
+    What led to its head is read after it, if anything did: the log of the past does not change.
+    """
+    places = batch_size(len(ids))
+    asked = (namespace, *pad(ids, places), known.shard)
+    found = connection.execute(STATEMENTS[spec.kind].get_with_head(places), asked).fetchall()
+    head = HeadState(*found[0][-_HEAD_WIDTH:])
+    by_id: dict[str, list[Row]] = {id_: [] for id_ in ids}
+    if found[0][0] is not None:
+        place = spec.index(spec.parent or "id")
+        for row in found:
+            by_id[row[place]].append(row[:-_HEAD_WIDTH])
+    return Snapshot(read_run(connection, known, head), [by_id[id_] for id_ in ids])
+
+
+_HEAD_WIDTH = len(HeadState._fields)
+
+
+def read_keys(connection: Connection, keys: Sequence[PlainKey]) -> list[list[Row]]:
     """Return the rows of each key, in their order; one statement a kind and namespace."""
     if len(keys) == 1:
         kind, namespace, id_ = keys[0]
@@ -155,7 +186,7 @@ def read_keys(connection: sqlite3.Connection, keys: Sequence[PlainKey]) -> list[
     return rows
 
 
-def read_by_id(connection: sqlite3.Connection, kind: str, namespace: str, ids: list[str]) -> dict[str, Row]:
+def read_by_id(connection: Connection, kind: str, namespace: str, ids: list[str]) -> dict[str, Row]:
     """Return rows by id, whatever the kind is cached by."""
     found: dict[str, Any] = {}
     for start in range(0, len(ids), _MAX_PLACES):
@@ -166,7 +197,7 @@ def read_by_id(connection: sqlite3.Connection, kind: str, namespace: str, ids: l
     return found
 
 
-def newest_keys(connection: sqlite3.Connection, limit: int) -> list[PlainKey]:
+def newest_keys(connection: Connection, limit: int) -> list[PlainKey]:
     """Return the keys worth caching first, of all namespaces: by each kind's `warm_by`, episodes with their parts."""
     keys: list[PlainKey] = []
     for kind, spec in RECORDS.items():

@@ -11,11 +11,11 @@ import sqlite3
 import uuid
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from memory_store.clock import now_us
 from memory_store.durable import schema
-from memory_store.durable.agreement import UNFOUNDED, disagreements, sorted_log
+from memory_store.durable.agreement import disagreements, shard_in_sql, sorted_log, unfounded
 from memory_store.durable.backup import copy_pages
 from memory_store.durable.changes import SHARD
 from memory_store.durable.commits import rollback
@@ -28,7 +28,7 @@ from memory_store.durable.verify import CHECKS, check_database, compare_schema, 
 from memory_store.errors import DurableUnavailableError
 from memory_store.records import PARTS, RECORDS
 
-__all__ = ["Repaired", "repair_database"]
+__all__ = ["Repair", "Repaired", "repair_database"]
 
 _ACTOR = "doctor"
 
@@ -75,7 +75,7 @@ def repair_database(
             with closing(sqlite3.connect(target.path, timeout=timeout_s, isolation_level=None)) as connection:
                 copy = _copy_aside(connection, target.path, watcher)
                 try:
-                    done = _Repair(connection, target, findings).run(watcher)
+                    done = _FileRepair(connection, target.path, findings).run(watcher)
                 except BaseException:
                     rollback(connection)
                     copy.unlink()  # nothing was changed
@@ -100,20 +100,91 @@ def _copy_aside(connection: sqlite3.Connection, path: str, watcher: Watcher) -> 
     return place
 
 
-class _Repair:
-    """The steps, each for the problems of one check, and what they share.
+class Repair:
+    """A repair in one transaction: what is the same in a file and on a server.
 
     Args:
-        connection: where.
-        target: the same, for messages.
-        findings: what is wrong.
+        connection: to the database.
+        name: what it is called in messages.
+        findings: what is wrong with it.
     """
 
-    def __init__(self, connection: sqlite3.Connection, target: Target, findings: Findings) -> None:
-        self._connection, self._target, self._findings = connection, target, findings
+    def __init__(self, connection: Any, name: str, findings: Findings) -> None:
+        self._connection, self._name, self._findings = connection, name, findings
         self._execute = connection.execute
-        self._logged = 0
         self._done: list[str] = []
+
+    def make_schema(self, *, references: bool = True) -> None:
+        """Make what is missing of the schema, or is another one; without `references`, all but foreign keys.
+
+        Raises:
+            DurableUnavailableError: a table is missing, or has lost columns.
+        """
+        for item in compare_schema(self._connection):
+            if item.type == "table":
+                raise self.damaged(f"table {item.name} {item.text}")
+            if item.make is None or (not references and any("FOREIGN KEY" in part for part in item.make)):
+                continue  # what somebody put there on purpose is told as still wrong
+            for statement in item.make:
+                self._execute(statement)
+            self._done.append(f"made {item.type} {item.name} anew")
+
+    def log(self, changes: str) -> int:
+        """Log the changes that a query gives, each in its namespace's shard, behind its epoch; return how many."""
+        columns = "kind, namespace, key, parent, operation, revision"
+        logged = "SELECT max(idx) FROM changes AS l WHERE l.shard = h.shard AND l.position = h.position"
+        done = self._execute(
+            f"INSERT INTO changes (shard, position, idx, {columns}, actor, at, nonce) SELECT h.shard, h.position, "  # noqa: S608
+            f"({logged}) + row_number() OVER (PARTITION BY h.shard), found.kind, found.namespace, found.key, "
+            f"found.parent, found.operation, found.revision, '{_ACTOR}', {now_us()}, h.nonce FROM ({changes}) AS found "
+            f"JOIN head AS h ON h.shard = {shard_in_sql(self._connection, 'found.namespace')}"
+        )
+        return int(done.rowcount)
+
+    def delete_orphans(self) -> None:
+        """Delete the parts that belong to no episode."""
+        for spec in PARTS:
+            orphans = (
+                f"FROM {spec.table.name} AS part WHERE NOT EXISTS (SELECT 1 FROM episodes WHERE "  # noqa: S608
+                f"episodes.namespace = part.namespace AND episodes.id = part.{spec.parent})"
+            )
+            assert not spec.history, "the deleted version of a kind with history belongs into the log"
+            columns = f"namespace, id AS key, {spec.parent} AS parent, 'delete' AS operation, revision"
+            count = self.log(f"SELECT '{spec.kind}' AS kind, {columns} {orphans}")
+            if count:
+                self._execute(f"DELETE {orphans}")
+                self._done.append(f"deleted {count:,} of {spec.kind} that belonged to no episode")
+
+    def bring_log_up(self) -> None:
+        """Log, of each record of which the log says another thing than its row, what the row says."""
+        count = 0
+        operation = "CASE what WHEN 'missing' THEN 'delete' WHEN 'different' THEN 'update' ELSE 'insert' END"
+        with sorted_log(self._connection):
+            for kind in RECORDS:
+                columns = f"'{kind}' AS kind, namespace, id AS key, parent, {operation} AS operation, revision"
+                count += self.log(f"SELECT {columns} FROM ({disagreements(self._connection, kind)}) AS wrong")  # noqa: S608
+        self._done.append(f"logged {count:,} changes that the log did not know")
+
+    def forget_unfounded(self) -> None:
+        """Delete the idempotency keys that no commit bears out."""
+        keys = f"SELECT namespace, key FROM ({unfounded(self._connection)}) AS wrong"  # noqa: S608 - our own names
+        count = self._execute(f"DELETE FROM idempotency WHERE (namespace, key) IN ({keys})").rowcount  # noqa: S608
+        self._done.append(f"forgot {count:,} idempotency keys of writes that are not there")
+
+    def last_position(self, shard: int) -> int:
+        """Return the last position in a shard's log."""
+        asked = "SELECT coalesce(max(position), 0) FROM changes WHERE shard = ?"
+        return int(self._execute(asked, (shard,)).fetchone()[0])
+
+    def damaged(self, what: object) -> DurableUnavailableError:
+        """Return the error that says that nothing can be done here."""
+        return DurableUnavailableError(
+            f"{self._name} is damaged beyond repair and was not changed: restore a backup ({what})"
+        )
+
+
+class _FileRepair(Repair):
+    """A repair of a file that nobody else uses now."""
 
     def run(self, watcher: Watcher) -> list[str]:
         """Begin a transaction, repair, and return what was done; the caller commits.
@@ -134,14 +205,14 @@ class _Repair:
             if wrong["integrity"]:
                 self._make_indexes()
             if wrong["schema"]:
-                self._make_schema()
+                self.make_schema()
             self._begin_epoch()
             if wrong["foreign keys"]:
-                self._delete_orphans()
+                self.delete_orphans()
             if wrong["records"]:
-                self._bring_log_up()
+                self.bring_log_up()
             if wrong["idempotency"]:
-                self._forget_unfounded()
+                self.forget_unfounded()
             execute("UPDATE head SET writing = 0")
             self._require_sound()
             watcher.note("repairing", 1, 1)
@@ -151,81 +222,25 @@ class _Repair:
         try:
             self._execute("REINDEX")
         except sqlite3.IntegrityError as error:
-            raise self._damaged(error) from error
+            raise self.damaged(error) from error
         self._done.append("made all indexes anew")
-
-    def _make_schema(self) -> None:
-        for item in compare_schema(self._connection):
-            if item.type == "table":
-                raise self._damaged(f"table {item.name} {item.text}")
-            if item.sql is not None:  # others were put there by somebody on purpose, and are told as still wrong
-                self._execute(f'DROP {item.type} IF EXISTS "{item.name}"')
-                self._execute(item.sql)
-                self._done.append(f"made {item.type} {item.name} anew")
 
     def _begin_epoch(self) -> None:
         """Every follower, running or saved, must start again; this also makes head and log agree."""
-        execute = self._execute
+        last = self.last_position(SHARD)
         # Claims the log, as every write of ours does: the triggers stay out.
-        [(last,)] = execute(f"SELECT coalesce(max(position), 0) FROM changes WHERE shard = {SHARD}")  # noqa: S608
-        if not execute(f"UPDATE head SET writing = 1 WHERE shard = {SHARD} RETURNING 1").fetchall():  # noqa: S608
+        if not self._execute(f"UPDATE head SET writing = 1 WHERE shard = {SHARD} RETURNING 1").fetchall():  # noqa: S608
             # Which database it was is not known any more: it is another one from here on.
             head = (SHARD, last, 0, uuid.uuid4().hex, 0, 1)
-            execute(
+            self._execute(
                 "INSERT INTO head (shard, position, nonce, store_id, epoch, writing) VALUES (?, ?, ?, ?, ?, ?)", head
             )
             self._done.append("made a head, with a new identity")
-        self._head = begin_epoch(execute, "repair", last)
-        self._done.append(f"began epoch {self._head.epoch} at position {self._head.position:,}")
-
-    def _log(self, changes: str) -> None:
-        """Log the changes that a query gives."""
-        head = self._head
-        number = f"{self._logged} + row_number() OVER ()"  # the epoch itself is number 0
-        self._logged += self._execute(
-            "INSERT INTO changes (shard, position, idx, kind, namespace, key, parent, operation, revision, actor, at, "  # noqa: S608
-            f"nonce) SELECT {SHARD}, ?, {number}, kind, namespace, key, parent, operation, revision, '{_ACTOR}', ?, ? "
-            f"FROM ({changes})",
-            (head.position, now_us(), head.nonce),
-        ).rowcount
-
-    def _delete_orphans(self) -> None:
-        """Delete the parts that belong to no episode."""
-        for spec in PARTS:
-            orphans = (
-                f"FROM {spec.table.name} AS part WHERE NOT EXISTS (SELECT 1 FROM episodes WHERE "  # noqa: S608
-                f"episodes.namespace = part.namespace AND episodes.id = part.{spec.parent})"
-            )
-            assert not spec.history, "the deleted version of a kind with history belongs into the log"
-            columns = f"namespace, id AS key, {spec.parent} AS parent, 'delete' AS operation, revision"
-            before = self._logged
-            self._log(f"SELECT '{spec.kind}' AS kind, {columns} {orphans}")
-            if self._logged > before:
-                self._execute(f"DELETE {orphans}")
-                self._done.append(f"deleted {self._logged - before:,} of {spec.kind} that belonged to no episode")
-
-    def _bring_log_up(self) -> None:
-        """Log, of each record of which the log says another thing than its row, what the row says."""
-        before = self._logged
-        operation = "CASE what WHEN 'missing' THEN 'delete' WHEN 'different' THEN 'update' ELSE 'insert' END"
-        with sorted_log(self._connection):
-            for kind in RECORDS:
-                columns = f"'{kind}' AS kind, namespace, id AS key, parent, {operation} AS operation, revision"
-                self._log(f"SELECT {columns} FROM ({disagreements(self._connection, kind)})")  # noqa: S608
-        self._done.append(f"logged {self._logged - before:,} changes that the log did not know")
-
-    def _forget_unfounded(self) -> None:
-        unfounded = f"SELECT namespace, key FROM ({UNFOUNDED})"  # noqa: S608 - our own names
-        count = self._execute(f"DELETE FROM idempotency WHERE (namespace, key) IN ({unfounded})").rowcount  # noqa: S608
-        self._done.append(f"forgot {count:,} idempotency keys of writes that are not there")
+        begun = begin_epoch(self._execute, "repair", last)
+        self._done.append(f"began epoch {begun.epoch} at position {begun.position:,}")
 
     def _require_sound(self) -> None:
         findings = Findings(1)
         run_checks(self._connection, findings, Watcher(), {"integrity": CHECKS["integrity"]})
         if findings.total:
-            raise self._damaged(findings.problems[0].text)
-
-    def _damaged(self, what: object) -> DurableUnavailableError:
-        return DurableUnavailableError(
-            f"{self._target.path} is damaged beyond repair and was not changed: restore a backup ({what})"
-        )
+            raise self.damaged(findings.problems[0].text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,8 @@ from sqlalchemy import Select, func, literal, select, tuple_, type_coerce
 from sqlalchemy.types import NullType
 
 from memory_store.durable.changes import CHANGES
-from memory_store.durable.statements import dialect, raw_columns
+from memory_store.durable.connection import Connection, Cursor
+from memory_store.durable.statements import dialect_of, raw_columns, written_in
 from memory_store.records import RECORDS, RecordSpec
 
 __all__ = ["Portion", "count_changes", "count_rows", "list_namespaces", "read_portion"]
@@ -35,7 +35,7 @@ class Portion(NamedTuple):
 
 
 def read_portion(
-    connection: sqlite3.Connection,
+    connection: Connection,
     spec: RecordSpec[Any],
     namespace: str,
     parents: Sequence[str] | None,
@@ -75,7 +75,7 @@ def read_portion(
     return Portion(lines, ids, None if is_last else tuple(row[spec.index(name)] for name in names))
 
 
-def list_namespaces(connection: sqlite3.Connection) -> list[str]:
+def list_namespaces(connection: Connection) -> list[str]:
     """Return every namespace that holds a record, sorted."""
     tables = [spec.table for spec in RECORDS.values() if spec.parent is None]  # parts stand beside their episode
     found: list[str] = []
@@ -90,22 +90,23 @@ def list_namespaces(connection: sqlite3.Connection) -> list[str]:
         found.append(min(known))
 
 
-def count_rows(connection: sqlite3.Connection, kind: str, namespace: str) -> int:
+def count_rows(connection: Connection, kind: str, namespace: str) -> int:
     """Return how many records of a kind a namespace holds."""
     table = RECORDS[kind].table
     return int(_one(connection, select(func.count()).select_from(table).where(table.c.namespace == namespace)))
 
 
-def count_changes(connection: sqlite3.Connection) -> int:
+def count_changes(connection: Connection) -> int:
     """Return the length of the change log."""
     return int(_one(connection, select(func.count()).select_from(CHANGES)))
 
 
-def _one(connection: sqlite3.Connection, statement: Select[Any]) -> Any:
+def _one(connection: Connection, statement: Select[Any]) -> Any:
     return _run(connection, statement).fetchone()[0]
 
 
-def _run(connection: sqlite3.Connection, statement: Select[Any]) -> sqlite3.Cursor:
-    made = statement.compile(dialect=dialect(), compile_kwargs={"render_postcompile": True})
+def _run(connection: Connection, statement: Select[Any]) -> Cursor:
+    dialect = dialect_of(connection)
+    made = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
     values = made.construct_params()
-    return connection.execute(made.string, [values[name] for name in made.positiontup or ()])
+    return connection.execute(written_in(dialect, made.string), [values[name] for name in made.positiontup or ()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 from collections.abc import Callable
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
+from memory_store.config import DEFAULT_HEADS
 from memory_store.durable.changes import CHANGES, HEAD, IDEMPOTENCY
-from memory_store.durable.dialects.sqlite import copy_database, translate
-from memory_store.durable.engine import Target
+from memory_store.durable.connection import Connection
+from memory_store.durable.dialects import translate
+from memory_store.durable.dialects.sqlite import copy_database
+from memory_store.durable.engine import ServerTarget, Target
 from memory_store.durable.lock import FileLock
 from memory_store.errors import DurableUnavailableError, SchemaMismatchError
 from memory_store.records import METADATA, RECORDS
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HEAD_REVISION",
     "METADATA",
+    "UNFINISHED_COPY",
     "Revision",
     "check",
     "current_revision",
@@ -39,6 +44,10 @@ it to the newest file under `migrations/versions`."""
 
 # All tables are known to Alembic once this is imported.
 assert {HEAD, CHANGES, IDEMPOTENCY} <= set(METADATA.tables.values())
+
+
+UNFINISHED_COPY = "unfinished-copy"
+"""Stands for the revision of a database that `memory-store copy` has not filled yet: nothing opens it."""
 
 
 class Revision(NamedTuple):
@@ -62,13 +71,16 @@ def migrations_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "migrations"
 
 
-def current_revision(path: str) -> str | None:
-    """Return the revision of a database file, None where there is no file or nothing in it.
+def current_revision(target: Target | ServerTarget) -> str | None:
+    """Return the revision of a database, None where there is none or nothing in it. Blocks.
 
     Raises:
         SchemaMismatchError: it holds tables of something else.
         DurableUnavailableError: it is not a database, or cannot be read.
     """
+    if isinstance(target, ServerTarget):
+        return asyncio.run(_server_revision(target))
+    path = target.path
     if not Path(path).exists() or Path(path).stat().st_size == 0:
         return None
     try:
@@ -78,7 +90,7 @@ def current_revision(path: str) -> str | None:
         raise translate(error) from error
 
 
-def read_revision(connection: sqlite3.Connection) -> str | None:
+def read_revision(connection: Connection) -> str | None:
     """Return the revision an open database is at, None when it is empty."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if "alembic_version" in tables:
@@ -96,7 +108,7 @@ def read_revision(connection: sqlite3.Connection) -> str | None:
     return None
 
 
-def check(found: str | None, target: Target) -> None:
+def check(found: str | None, target: Target | ServerTarget) -> None:
     """Check that a database is at this library's revision.
 
     Raises:
@@ -104,6 +116,13 @@ def check(found: str | None, target: Target) -> None:
     """
     if found == HEAD_REVISION:
         return
+    if found == UNFINISHED_COPY:
+        raise SchemaMismatchError(
+            f"{target.name} is an unfinished copy: run the same `memory-store copy` again to go on with it, or discard "
+            "it (delete the file, or drop the database). Nothing was touched",
+            found=found,
+            expected=HEAD_REVISION,
+        )
     if found is not None and found not in {item.revision for item in history(found)}:
         raise SchemaMismatchError(
             f"the database is at revision {found}, which this library (at {HEAD_REVISION}) does not know: it was "
@@ -114,14 +133,14 @@ def check(found: str | None, target: Target) -> None:
     state = "is empty" if found is None else f"is at revision {found}"
     raise SchemaMismatchError(
         f"the database {state}, this library needs {HEAD_REVISION}: "
-        f"run `memory-store upgrade --url sqlite:///{target.path}` "
+        f"run `memory-store upgrade --url {target.url.set(drivername=target.url.get_backend_name())}` "
         'or open it with migrate="auto"',
         found=found,
         expected=HEAD_REVISION,
     )
 
 
-def require_current(connection: sqlite3.Connection) -> None:
+def require_current(connection: Connection) -> None:
     """Check that an open database is still at this library's revision.
 
     Raises:
@@ -138,7 +157,11 @@ def require_current(connection: sqlite3.Connection) -> None:
 
 
 def upgrade(
-    target: Target, timeout_s: float, *, on_copy: Callable[[str], None] | None = None
+    target: Target | ServerTarget,
+    timeout_s: float,
+    *,
+    heads: int = DEFAULT_HEADS,
+    on_copy: Callable[[str], None] | None = None,
 ) -> tuple[str | None, str]:
     """Bring a database to this library's revision and return (revision before, revision now).
 
@@ -149,16 +172,19 @@ def upgrade(
     Args:
         target: the database.
         timeout_s: longest wait for other processes, in seconds.
+        heads: how many heads a new database on a server gets; see `Settings`.
         on_copy: called with the copy's path once it has been written.
 
     Raises:
         SchemaMismatchError: the database is newer than this library, or not a memory store; nothing was touched.
     """
+    if isinstance(target, ServerTarget):
+        return _upgrade_server(target, heads)
     target.require_folder()
     lock = FileLock(lock_path(target.path), timeout_s)
     try:
         with lock.exclusive():
-            found = current_revision(target.path)
+            found = current_revision(target)
             if found == HEAD_REVISION:
                 return found, found
             if found is not None and found not in {item.revision for item in history(found)}:
@@ -175,6 +201,24 @@ def upgrade(
         raise translate(error) from error
     finally:
         lock.close()
+
+
+def _upgrade_server(target: ServerTarget, heads: int) -> tuple[str | None, str]:
+    """Upgrade a database on a server: it keeps other upgrades waiting, and its backups are the server's."""
+    found = current_revision(target)
+    if found == HEAD_REVISION:
+        return found, found
+    if found is not None and found not in {item.revision for item in history(found)}:
+        check(found, target)
+    _run_alembic(target, heads)
+    return found, HEAD_REVISION
+
+
+async def _server_revision(target: ServerTarget) -> str | None:
+    from memory_store.durable.dialects.postgresql import connected
+
+    async with connected(target.dsn) as connection:
+        return await connection.runner.call(read_revision, connection)
 
 
 def history(found: str | None) -> list[Revision]:
@@ -195,7 +239,7 @@ def _one(revision: Any) -> str | None:
     return revision if revision is None or isinstance(revision, str) else ",".join(revision)
 
 
-def _config(target: Target | None = None) -> Config:
+def _config(target: Target | ServerTarget | None = None) -> Config:
     from alembic.config import Config
 
     config = Config()
@@ -206,10 +250,12 @@ def _config(target: Target | None = None) -> Config:
     return config
 
 
-def _run_alembic(target: Target) -> None:
+def _run_alembic(target: Target | ServerTarget, heads: int = DEFAULT_HEADS) -> None:
     from alembic import command
 
-    command.upgrade(_config(target), HEAD_REVISION)
+    config = _config(target)
+    config.attributes["heads"] = heads
+    command.upgrade(config, HEAD_REVISION)
 
 
 def _has_rows(path: str) -> bool:

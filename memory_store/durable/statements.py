@@ -28,7 +28,8 @@ from sqlalchemy import (
 from sqlalchemy.sql.expression import ClauseElement, ColumnElement
 from sqlalchemy.types import NullType
 
-from memory_store.durable.changes import CHANGES, HEAD, IDEMPOTENCY, SHARD
+from memory_store.durable.changes import CHANGES, HEAD, IDEMPOTENCY
+from memory_store.durable.connection import Connection, ServerText
 from memory_store.records import RECORDS, RecordSpec
 
 __all__ = [
@@ -36,17 +37,21 @@ __all__ = [
     "Statements",
     "batch_size",
     "dialect",
+    "dialect_of",
     "feed_select",
     "head_claim",
     "head_select",
     "head_update",
+    "heads_select",
     "idempotency_insert",
     "idempotency_select",
     "log_insert",
     "nonce_select",
     "pad",
     "raw_columns",
+    "server_dialect",
     "tail_select",
+    "written_in",
 ]
 
 _MAX_BATCH = 512
@@ -61,6 +66,25 @@ def dialect() -> Dialect:
     return sqlite.dialect(paramstyle="qmark")
 
 
+@cache
+def server_dialect() -> Dialect:
+    """Return PostgreSQL's dialect as its driver takes it, with `$1` for parameters."""
+    from sqlalchemy.dialects.postgresql import asyncpg
+
+    made: Dialect = asyncpg.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
+    return made
+
+
+def dialect_of(connection: Connection) -> Dialect:
+    """Return the dialect a connection's database speaks."""
+    return getattr(connection, "dialect", None) or dialect()
+
+
+def written_in(dialect: Dialect, text: str) -> str:
+    """Return the text of a statement compiled in a dialect, as its connections take it."""
+    return text if dialect.name == "sqlite" else ServerText(text)
+
+
 def _text(statement: ClauseElement) -> str:
     return str(statement.compile(dialect=dialect(), compile_kwargs={"render_postcompile": True}))
 
@@ -73,6 +97,10 @@ def raw_columns(spec: RecordSpec[Any]) -> list[ColumnElement[Any]]:
 def batch_size(count: int) -> int:
     """Return the places of the statement that reads `count` keys: few sizes, so the driver's cache holds them."""
     return min(1 << (count - 1).bit_length(), _MAX_BATCH)
+
+
+_OUR_HEAD = HEAD.c.shard == bindparam("shard")
+_HEAD_STATE = (HEAD.c.position, HEAD.c.nonce, HEAD.c.store_id, HEAD.c.epoch, HEAD.c.shard)
 
 
 class Statements:
@@ -137,6 +165,10 @@ class Statements:
         """namespace, `places` keys -> rows; for a part the keys are parents and the rows come in their order."""
         return self._get_in(self._spec.parent or "id", places)
 
+    def get_with_head(self, places: int) -> str:
+        """namespace, `places` keys, shard -> rows as `get_many`, then its head; one row of None where there is none."""
+        return self._get_in(self._spec.parent or "id", places, with_head=True)
+
     def get_by_id(self, places: int) -> str:
         """namespace, `places` ids -> rows, in no order."""
         return self._get_in("id", places)
@@ -164,16 +196,21 @@ class Statements:
     def _of_parent(self) -> ColumnElement[bool]:
         return and_(self._in_namespace, self._table.c[self._spec.parent or ""] == bindparam("parent"))
 
-    def _get_in(self, name: str, places: int) -> str:
-        text = self._many.get((name, places))
+    def _get_in(self, name: str, places: int, *, with_head: bool = False) -> str:
+        shape = (f"{name} {with_head}", places)
+        text = self._many.get(shape)
         if text is None:
             column = self._table.c[name]
-            statement: Select[Any] = select(*raw_columns(self._spec)).where(
-                self._in_namespace, column.in_([bindparam(f"k{i}") for i in range(places)])
-            )
+            ours = and_(self._in_namespace, column.in_([bindparam(f"k{i}") for i in range(places)]))
+            statement: Select[Any] = select(*raw_columns(self._spec))
+            if with_head:
+                statement = statement.add_columns(*_HEAD_STATE)
+                statement = statement.select_from(HEAD.outerjoin(self._table, ours)).where(_OUR_HEAD)
+            else:
+                statement = statement.where(ours)
             if name != "id":
                 statement = statement.order_by(column, *(self._table.c[part] for part in self._spec.order))
-            text = self._many[name, places] = _text(statement)
+            text = self._many[shape] = _text(statement)
         return text
 
 
@@ -184,29 +221,28 @@ def pad(keys: Sequence[str], places: int) -> list[str]:
 
 STATEMENTS: dict[str, Statements] = {kind: Statements(spec) for kind, spec in RECORDS.items()}
 
-_OUR_HEAD = HEAD.c.shard == literal_column(str(SHARD))
-
 
 @cache
 def head_select() -> str:
-    """() -> position, nonce, store_id, epoch."""
-    return _text(select(HEAD.c.position, HEAD.c.nonce, HEAD.c.store_id, HEAD.c.epoch).where(_OUR_HEAD))
+    """Shard -> the values of a `HeadState`."""
+    return _text(select(*_HEAD_STATE).where(_OUR_HEAD))
+
+
+@cache
+def heads_select() -> str:
+    """() -> the values of each shard's `HeadState`."""
+    return _text(select(*_HEAD_STATE).order_by(HEAD.c.shard))
 
 
 @cache
 def head_claim() -> str:
-    """() -> position, nonce, store_id, epoch; from here to `head_update` the triggers leave the log to us."""
-    return _text(
-        update(HEAD)
-        .where(_OUR_HEAD)
-        .values(writing=_ONE)
-        .returning(HEAD.c.position, HEAD.c.nonce, HEAD.c.store_id, HEAD.c.epoch)
-    )
+    """Shard -> the values of its `HeadState`; from here to `head_update` the triggers leave the log to us."""
+    return _text(update(HEAD).where(_OUR_HEAD).values(writing=_ONE).returning(*_HEAD_STATE))
 
 
 @cache
 def head_update() -> str:
-    """Nonce -> position."""
+    """Nonce, shard -> position."""
     values = {"position": HEAD.c.position + _ONE, "nonce": bindparam("new_nonce"), "writing": literal_column("0")}
     return _text(update(HEAD).where(_OUR_HEAD).values(values).returning(HEAD.c.position))
 
@@ -217,21 +253,22 @@ def log_insert() -> str:
     return _text(insert(CHANGES).values({column.name: bindparam(column.name) for column in CHANGES.columns}))
 
 
-_OUR_LOG = CHANGES.c.shard == literal_column(str(SHARD))
+_OUR_LOG = CHANGES.c.shard == bindparam("shard")
 
 
 @cache
 def tail_select() -> str:
-    """Position, limit -> position, nonce, kind, namespace, key, parent of what came after it, in order."""
+    """Shard, two positions, limit -> position, nonce, kind, namespace, key, parent of what is behind the first."""
     columns = [CHANGES.c[name] for name in ("position", "nonce", "kind", "namespace", "key", "parent")]
-    statement = select(*columns).where(_OUR_LOG, CHANGES.c.position > bindparam("after"))
+    behind = and_(CHANGES.c.position > bindparam("after"), CHANGES.c.position <= bindparam("last"))
+    statement = select(*columns).where(_OUR_LOG, behind)
     ordered = statement.order_by(CHANGES.c.position, CHANGES.c.idx).limit(bindparam("limit"))
     return _text(ordered).removesuffix(" OFFSET ?")
 
 
 @cache
 def feed_select() -> str:
-    """Position, idx, limit -> the log's rows behind them, in order, without shard and image."""
+    """Shard, position, idx, limit -> the log's rows behind them, in order, without shard and image."""
     columns = [type_coerce(c, NullType()) for c in CHANGES.columns if c.name not in ("shard", "image")]
     behind = tuple_(CHANGES.c.position, CHANGES.c.idx) > tuple_(bindparam("position"), bindparam("idx"))
     ordered = select(*columns).where(_OUR_LOG, behind).order_by(CHANGES.c.position, CHANGES.c.idx)
@@ -240,7 +277,7 @@ def feed_select() -> str:
 
 @cache
 def nonce_select() -> str:
-    """Position -> nonce of the commit there."""
+    """Shard, position -> nonce of the commit there."""
     statement = select(CHANGES.c.nonce).where(_OUR_LOG, CHANGES.c.position == bindparam("position")).limit(_ONE)
     return _text(statement).removesuffix(" OFFSET ?").removesuffix(" OFFSET 0")
 

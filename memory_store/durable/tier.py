@@ -1,122 +1,98 @@
-"""The durable tier of one database: its lanes, its writer and its reader, opened and closed together."""
+"""The durable tier of one database: its lanes, and what writes and reads through them."""
 
 from __future__ import annotations
 
-import asyncio
-import sqlite3
-from contextlib import AsyncExitStack
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Protocol
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Dialect
 
 from memory_store.config import Settings
-from memory_store.durable import schema
 from memory_store.durable.changes import HeadState
-from memory_store.durable.checkpoint import Checkpointer, sync_log
-from memory_store.durable.commits import LogWriter
-from memory_store.durable.dialects.sqlite import leave_log_to_us
-from memory_store.durable.engine import Target, make_engine
+from memory_store.durable.checkpoint import Checkpointer
+from memory_store.durable.engine import ServerTarget, Target
 from memory_store.durable.lane import Lane
-from memory_store.durable.lock import FileLock
-from memory_store.durable.log import Listener, read_head
+from memory_store.durable.log import Listener
 from memory_store.durable.probe import Probe
 from memory_store.durable.reader import Reader
 from memory_store.durable.writer import Writer
+from memory_store.errors import ConfigurationError
 from memory_store.telemetry import Telemetry
 
-__all__ = ["Durable"]
+__all__ = ["Durable", "durable_tier"]
 
 
-class Durable:
-    """Three kept connections of one engine, each with its own thread.
+class Durable(Protocol):
+    """One database, open."""
 
-    `writer` commits, `reader` answers point reads, `scan` runs everything that may take long (lists, counts, rebuilds),
-    so that a long scan never stands in front of a point read. More readers measured slower: they fight for the
-    interpreter.
-    """
+    @property
+    def target(self) -> Target | ServerTarget:
+        """Where it is."""
+        ...
 
-    target: Target
-    head: HeadState
-    """The newest commit when the store was opened."""
+    heads: list[HeadState]
+    """The newest commit of each shard when it was opened."""
 
-    writer: Writer
-    reader: Reader
     scan: Lane
-    probe: Probe
-    """Reads the head on the event loop's own thread."""
+    """For everything that may take long: lists, counts, rebuilds."""
 
-    def __init__(
-        self, target: Target, settings: Settings, listener: Listener, telemetry: Telemetry | None = None
-    ) -> None:
-        self.target, self._settings, self._listener, self._telemetry = target, settings, listener, telemetry
-        self._resources = AsyncExitStack()
+    probe: Probe | None
+    """Reads the head on the event loop's own thread; None where that means asking a server."""
+
+    checkpointer: Checkpointer | None
+    """Of an embedded database."""
+
+    dialect: Dialect
+    """In which users' expressions are compiled."""
 
     async def open(self) -> None:
-        """Connect, create or upgrade the schema as the settings say, and start the lanes.
+        """Connect; create or upgrade the schema as the settings say.
 
         Raises:
-            DurableUnavailableError: the file cannot be opened.
-            SchemaMismatchError: the database is newer, or older and `migrate="check"`, or no memory store.
+            DurableUnavailableError: the database cannot be reached or opened.
+            SchemaMismatchError: it is newer, or older and `migrate="check"`, or no memory store.
         """
-        self.target = self.target.placed()
-        async with AsyncExitStack() as resources:
-            resources.callback(self.target.remove_folder)
-            self.target.require_folder()
-            if self.target.file_bytes() == 0:
-                await self._upgrade(None)
-            engine = make_engine(self.target, self._settings.timeout_s)
-            resources.push_async_callback(engine.dispose)
-            found = await self._start(engine, resources)
-            if found != schema.HEAD_REVISION:
-                await self._upgrade(found)
-                await self._start(engine, resources)
-            self._resources = resources.pop_all()
-        # The connections keep a private file alive; without a name, it is gone however the process ends.
-        self.target.remove_folder()
+        ...
 
-    async def _upgrade(self, found: str | None) -> None:
-        if self._settings.migrate == "check":
-            schema.check(found, self.target)
-        # In a thread: DDL, Alembic's import and waiting for another process would block the event loop.
-        await asyncio.to_thread(schema.upgrade, self.target, self._settings.timeout_s)
+    def writer(self, listener: Listener, head: HeadState) -> Writer:
+        """Return what writes one shard."""
+        ...
 
-    async def _start(self, engine: AsyncEngine, resources: AsyncExitStack) -> str | None:
-        """Open the lanes if the database is at this library's revision; return the revision it is at."""
-        async with AsyncExitStack() as opened:
-            lanes = []
-            for _ in range(3):
-                lane = await Lane.open(engine)
-                opened.push_async_callback(lane.close)
-                lanes.append(lane)
-            write, read, scan = lanes
-            if not self.target.memory:
-                await write.run(lambda _: sync_log(self.target.path))
-            found, head = await write.run(_inspect)
-            if head is None:
-                return found
-            self.head = head
-            await write.run(leave_log_to_us)
-            lock = FileLock(schema.lock_path(self.target.path), self._settings.timeout_s)
-            opened.callback(lock.close)
-            for lane in (read, scan):
-                await lane.run(read_head)  # touches the file, which a private store is about to unlink
-            checkpointer = Checkpointer(self.target.path, lock, self._telemetry)
-            self.checkpointer = checkpointer
-            log = LogWriter(self._settings.actor, head.epoch)
-            self.writer = Writer(write, lock, checkpointer, log, self._listener, self._telemetry)
-            self.reader, self.scan = Reader(read, self._listener, self._telemetry), scan
-            self.probe = Probe(self.target)
-            opened.callback(self.probe.close)
-            resources.push_async_callback(opened.pop_all().aclose)
-            return found
+    def reader(self, listener: Listener) -> Reader:
+        """Return what reads one shard."""
+        ...
+
+    def begin_hints(self, hinted: Callable[[int, int], None]) -> None:
+        """Be told from now on of what other processes commit (a shard and its position), where that is possible."""
+        ...
 
     async def close(self) -> None:
         """Finish what is queued and close every connection."""
-        try:
-            await self.writer.drain()
-        finally:
-            await self._resources.aclose()
+        ...
 
 
-def _inspect(connection: sqlite3.Connection) -> tuple[str | None, HeadState | None]:
-    found = schema.read_revision(connection)
-    return found, read_head(connection) if found == schema.HEAD_REVISION else None
+def require_driver() -> None:
+    """Check that PostgreSQL's driver is installed.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if find_spec("asyncpg") is None or find_spec("tenacity") is None:
+        raise ConfigurationError("PostgreSQL needs its driver: pip install 'memory-store[postgres]'")
+
+
+def durable_tier(target: Target | ServerTarget, settings: Settings, telemetry: Telemetry | None) -> Durable:
+    """Return the durable tier of a target, to be opened.
+
+    Raises:
+        ConfigurationError: what its database needs is not installed.
+    """
+    if isinstance(target, ServerTarget):
+        require_driver()
+        from memory_store.durable.server import ServerTier
+
+        return ServerTier(target, settings, telemetry)
+    from memory_store.durable.embedded import EmbeddedTier
+
+    return EmbeddedTier(target, settings, telemetry)

@@ -12,33 +12,45 @@ committed is published, so a cancelled caller never leaves a stale cache or an o
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import groupby
 from time import perf_counter
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from memory_store.clock import now_us
 from memory_store.distribution import Distribution
-from memory_store.durable.changes import HeadState
-from memory_store.durable.checkpoint import Checkpointer
-from memory_store.durable.commits import LogWriter, rollback
-from memory_store.durable.dialects.sqlite import error_code, translate
+from memory_store.durable.changes import HeadState, new_nonce
+from memory_store.durable.commits import LogWriter, rollback, unknown_commit
+from memory_store.durable.connection import Connection
+from memory_store.durable.dialects import ConnectionLostError, is_refusal, translate
 from memory_store.durable.lane import Lane
-from memory_store.durable.lock import FileLock
-from memory_store.durable.log import Commit, Listener
+from memory_store.durable.log import Commit, CommitToken, Listener
 from memory_store.durable.operations import Ask, Collision, Context, Operation, Put, PutTogether, Work
-from memory_store.errors import CommitUnknownError, RecordError
+from memory_store.durable.outcomes import Resolve
+from memory_store.errors import CommitUnknownError, ConstraintError, DurableUnavailableError, RecordError
 from memory_store.telemetry import Span, Telemetry
 
-__all__ = ["Applied", "Exclusive", "Writer", "Written"]
+__all__ = ["Applied", "Exclusive", "Guard", "Writer", "Written"]
 
 # Rows a batch may have before the rest waits for the next one: it bounds how long one sync keeps others waiting.
 _BATCH_ROWS = 512
-# Errors that are about the rows of one write, not about the database.
-_REFUSED = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG)
+# A server that breaks off more commits in a row than this is not tried again.
+_MOST_LOST = 2
+
+
+class Guard(Protocol):
+    """What a database wants round its write transactions."""
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Hold what a write transaction must hold."""
+        ...
+
+    def after_commit(self, connection: Any, changes: int) -> None:
+        """Do what is due after a commit of some changes, on the connection that made it."""
+        ...
 
 
 class _Write(NamedTuple):
@@ -62,29 +74,36 @@ class Applied(NamedTuple):
     outcomes: list[Any]
 
 
+class InDoubtError(Exception):
+    """A batch that may have been committed, on its way from the lane to `Writer`; callers are told `unknown`."""
+
+    def __init__(self, unknown: CommitUnknownError, outcomes: list[Any]) -> None:
+        super().__init__(str(unknown))
+        self.unknown, self.outcomes = unknown, outcomes
+
+
 class Exclusive:
     """The writer's lane in the hands of one transaction; nothing else writes until `release` is called."""
 
     def __init__(self, writer: Writer) -> None:
-        self._writer: Writer | None = writer
-        self.lane, self.lock, self.log = writer.lane, writer.lock, writer.log
+        self._held: Writer | None = writer
+        self.writer = writer
+        self.lane, self.guard, self.log = writer.lane.pinned(), writer.guard, writer.log
         self.known = writer.listener.head
-        self.checkpointer = writer.checkpointer
 
     def publish(self, commit: Commit) -> None:
         """Hand a commit to the store."""
-        assert self._writer is not None
-        self._writer.tell(commit)
+        self.writer.tell(commit)
 
     def doubt(self) -> None:
         """Say that the outcome of a commit is unknown."""
-        assert self._writer is not None
-        self._writer.listener.doubt()
+        self.writer.listener.doubt()
 
     def release(self) -> None:
         """Let the other writers go on; safe to call twice."""
-        writer, self._writer = self._writer, None
+        writer, self._held = self._held, None
         if writer is not None:
+            self.lane.unpin()
             writer.lane_is_free()
 
 
@@ -92,9 +111,8 @@ class Writer:
     """The one writer of a process.
 
     Args:
-        lane: the connection that writes.
-        lock: the lock file, held shared round every transaction.
-        checkpointer: asked after each batch.
+        lane: where it writes.
+        guard: held round every transaction, and told of each commit.
         log: writes the change log.
         listener: told on the event loop of every commit, before any caller is answered.
         telemetry: records batches as spans; None records none.
@@ -103,18 +121,19 @@ class Writer:
     def __init__(
         self,
         lane: Lane,
-        lock: FileLock,
-        checkpointer: Checkpointer,
+        guard: Guard,
         log: LogWriter,
         listener: Listener,
         telemetry: Telemetry | None = None,
     ) -> None:
-        self.lane, self.lock, self.log, self.listener = lane, lock, log, listener
-        self.checkpointer, self._telemetry = checkpointer, telemetry
+        self.lane, self.guard, self.log, self.listener = lane, guard, log, listener
+        self._telemetry = telemetry
         self.commits = 0
         self.commit_writes, self.commit_s = Distribution(), Distribution()
         """Writes and seconds of each batch that changed something."""
         self._took_s = 0.0
+        self._lost = 0
+        """Commits in a row whose reply was lost and that had not happened."""
         self._waiting: deque[_Write | asyncio.Future[Exclusive]] = deque()
         self._busy = False
         self._drained: asyncio.Event = asyncio.Event()
@@ -186,24 +205,29 @@ class Writer:
         span = self._telemetry.begin("memory_store.commit", callers, writes=len(batch), rows=rows)
         self.lane.post(span.around(run), partial(self._finish, batch, span))
 
-    def _run(self, operations: list[Operation], known: HeadState, connection: sqlite3.Connection) -> Applied:
+    def _run(self, operations: list[Operation], known: HeadState, connection: Connection) -> Applied:
         began = perf_counter()
-        with self.lock.shared():
+        with self.guard.writing():
             applied = run_batch(connection, operations, self.log, known)
         if applied.commit.changes:
-            self.checkpointer.after_commit(connection, len(applied.commit.changes))
+            self.guard.after_commit(connection, len(applied.commit.changes))
         self._took_s = perf_counter() - began
         return applied
 
     def _finish(
         self, batch: list[_Write], span: Span | None, applied: Applied | None, error: BaseException | None
     ) -> None:
+        doubt, error = (error, error.unknown) if isinstance(error, InDoubtError) else (None, error)
         outcomes: list[Any] = [error] * len(batch) if applied is None else applied.outcomes
         # Published before any caller is answered, in one tick: nobody can read the old value after the answer.
         position = 0
         if isinstance(error, CommitUnknownError):
             self.listener.doubt()
+            if doubt is not None and self.lane.settles:
+                self._settle(batch, span, doubt)
+                return
         if applied is not None:
+            self._lost = 0
             position = applied.commit.position
             if applied.commit.changes:
                 self.commit_writes.record(len(batch))
@@ -211,6 +235,9 @@ class Writer:
             self.tell(applied.commit)
         if span is not None:
             self._record(span, len(batch), applied, error)
+        self._answer(batch, outcomes, position)
+
+    def _answer(self, batch: list[_Write], outcomes: list[Any], position: int) -> None:
         for write, outcome in zip(batch, outcomes, strict=True):
             if write.future.done():
                 continue
@@ -221,6 +248,41 @@ class Writer:
         # Behind the callers just answered: those that write again join the next batch, 64 of them instead of two times
         # 32. Starting it before them gains nothing, since its thread has no interpreter until the loop is idle.
         self._loop.call_soon(self.lane_is_free)
+
+    def _settle(self, batch: list[_Write], span: Span | None, doubt: InDoubtError) -> None:
+        """Find out on another connection whether a batch was committed, before anybody is answered."""
+        resolve = partial(self._run, [Resolve(CommitToken.parse(doubt.unknown.token))], self.listener.head)
+        self.lane.post(resolve, partial(self._settled, batch, span, doubt))
+
+    def _settled(
+        self,
+        batch: list[_Write],
+        span: Span | None,
+        doubt: InDoubtError,
+        applied: Applied | None,
+        error: BaseException | None,
+    ) -> None:
+        happened = None
+        if applied is not None:
+            self.tell(applied.commit)
+            happened = applied.outcomes[0]
+        if span is not None:
+            span.end(None if happened is True else doubt.unknown)
+        if happened is True:
+            # Not published: after `doubt` every read looks first, and finds it in the log.
+            self._answer(batch, doubt.outcomes, CommitToken.parse(doubt.unknown.token).position)
+        elif happened is False and self._lost < _MOST_LOST:
+            self._lost += 1
+            self._waiting.extendleft(reversed(batch))
+            self.lane_is_free()
+        elif happened is False:
+            self._lost = 0
+            lost = DurableUnavailableError(
+                f"the server broke off {_MOST_LOST + 1} commits in a row; nothing was written"
+            )
+            self._answer(batch, [lost] * len(batch), 0)
+        else:
+            self._answer(batch, [doubt.unknown] * len(batch), 0)
 
     def _record(self, span: Span, writes: int, applied: Applied | None, error: BaseException | None) -> None:
         assert self._telemetry is not None
@@ -243,14 +305,15 @@ class Writer:
             self.listener.deliver(commit.before)
 
 
-def run_batch(
-    connection: sqlite3.Connection, operations: Sequence[Operation], log: LogWriter, known: HeadState
-) -> Applied:
-    """Run operations in one transaction, on the connection's thread. The caller holds the lock file.
+def run_batch(connection: Connection, operations: Sequence[Operation], log: LogWriter, known: HeadState) -> Applied:
+    """Run operations in one transaction. The caller holds the guard.
 
     Simple puts are first tried as inserts made together, then one by one, then each in a savepoint: every step is
     slower and takes more. Nearly every batch ends with the first.
     """
+    at_once = _insert_at_once(connection, operations, log, known)
+    if at_once is not None:
+        return at_once
     for run_all in (_run_together, _run_bare, _run_in_savepoints):
         opened = log.begin(connection, known)
         context = Context(now_us(), [], opened.head.position + 1)
@@ -258,19 +321,46 @@ def run_batch(
             outcomes = run_all(connection, operations, context)
         except Collision:
             rollback(connection)
-        except sqlite3.Error as error:
+        except BaseException as error:
             rollback(connection)
-            if run_all is _run_in_savepoints or error_code(error) not in _REFUSED:
+            if run_all is _run_in_savepoints or not is_refusal(error):
                 raise
-        except BaseException:
-            rollback(connection)
-            raise
         else:
-            return Applied(log.commit(connection, context, opened), outcomes)
+            try:
+                return Applied(log.commit(connection, context, opened), outcomes)
+            except CommitUnknownError as error:
+                raise InDoubtError(error, outcomes) from error
     raise AssertionError("unreachable: the last run returns or raises")
 
 
-def _run_together(connection: sqlite3.Connection, operations: Sequence[Operation], context: Context) -> list[Any]:
+def _insert_at_once(
+    connection: Connection, operations: Sequence[Operation], log: LogWriter, known: HeadState
+) -> Applied | None:
+    """Commit simple puts of one kind in one statement, where the database can and nothing is in the way; else None."""
+    insert = getattr(connection, "insert_and_commit", None)
+    if insert is None or len({_simple_kind(operation) for operation in operations}) != 1:
+        return None
+    kind = _simple_kind(operations[0])
+    if kind is None:
+        return None
+    context = Context(now_us(), [], known.position + 1)
+    puts = cast("Sequence[Put]", operations)
+    together = PutTogether(puts)
+    rows = together.stamped(context)
+    together.note(rows, context)
+    nonce = new_nonce()
+    made = Applied(Commit(known.position + 1, nonce, context.changes, known), [[row] for row in rows])
+    values = [(put.namespace, *row) for put, row in zip(puts, rows, strict=True)]
+    try:
+        return made if insert(kind, values, known, nonce, log.actor, context.now_us) else None
+    except ConstraintError:
+        return None
+    except ConnectionLostError as error:
+        token = CommitToken(known.store_id, known.position + 1, nonce, known.shard)
+        raise InDoubtError(unknown_commit(error, token), made.outcomes) from error
+
+
+def _run_together(connection: Connection, operations: Sequence[Operation], context: Context) -> list[Any]:
     outcomes: list[Any] = []
     for simple, run in groupby(operations, key=_simple_kind):
         together = list(run)
@@ -285,15 +375,15 @@ def _simple_kind(operation: Operation) -> str | None:
     return operation.spec.kind if isinstance(operation, Put) and operation.is_simple else None
 
 
-def _run_bare(connection: sqlite3.Connection, operations: Sequence[Operation], context: Context) -> list[Any]:
+def _run_bare(connection: Connection, operations: Sequence[Operation], context: Context) -> list[Any]:
     return [_run_one(connection, operation, context) for operation in operations]
 
 
-def _run_in_savepoints(connection: sqlite3.Connection, operations: Sequence[Operation], context: Context) -> list[Any]:
+def _run_in_savepoints(connection: Connection, operations: Sequence[Operation], context: Context) -> list[Any]:
     return [run_in_savepoint(connection, operation, context) for operation in operations]
 
 
-def _run_one(connection: sqlite3.Connection, operation: Operation, context: Context) -> Any:
+def _run_one(connection: Connection, operation: Operation, context: Context) -> Any:
     """Run one operation; what it refuses is its outcome, what the database refuses is raised."""
     try:
         return drive(connection, operation.run(context))
@@ -301,7 +391,7 @@ def _run_one(connection: sqlite3.Connection, operation: Operation, context: Cont
         return error
 
 
-def run_in_savepoint(connection: sqlite3.Connection, operation: Operation, context: Context) -> Any:
+def run_in_savepoint(connection: Connection, operation: Operation, context: Context) -> Any:
     """Run one operation; whatever is wrong with it is its outcome, and nothing of it stays."""
     noted = len(context.changes)
     connection.execute("SAVEPOINT one")
@@ -309,8 +399,8 @@ def run_in_savepoint(connection: sqlite3.Connection, operation: Operation, conte
         outcome = drive(connection, operation.run(context))
     except RecordError as error:
         outcome = error
-    except sqlite3.Error as error:
-        if error_code(error) not in _REFUSED:
+    except Exception as error:
+        if not is_refusal(error):
             raise
         del context.changes[noted:]
         connection.execute("ROLLBACK TO one")
@@ -319,7 +409,7 @@ def run_in_savepoint(connection: sqlite3.Connection, operation: Operation, conte
     return outcome
 
 
-def drive(connection: sqlite3.Connection, work: Work) -> Any:
+def drive(connection: Connection, work: Work) -> Any:
     """Run an operation's statements on the connection and return the operation's result."""
     rows: Any = None  # a generator is started with None
     try:

@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     JSON,
@@ -35,7 +35,18 @@ from sqlalchemy.types import TypeDecorator
 from memory_store.clock import from_us, to_us
 from memory_store.errors import InvalidRecordError
 
-__all__ = ["METADATA", "Float32Vector", "Json", "ShortText", "UtcDateTime", "episode_columns", "record_table"]
+__all__ = [
+    "METADATA",
+    "Float32Vector",
+    "Json",
+    "LongText",
+    "ShortText",
+    "UtcDateTime",
+    "episode_columns",
+    "record_table",
+]
+
+TextType = TypeVar("TextType", bound=String)
 
 # Constraint names must be predictable, or a later migration could not name what it drops.
 METADATA = MetaData(
@@ -75,9 +86,20 @@ class Float32Vector(TypeDecorator[bytes]):
     cache_ok = True
 
 
-def ShortText() -> String:  # noqa: N802 - reads as a column type
+def ShortText(length: int = 256) -> String:  # noqa: N802 - reads as a column type
     """Return the type of ids and of short, indexed text; `Limits.key_bytes` bounds it."""
-    return String(256)
+    return _sorted_by_bytes(String(length))
+
+
+def LongText() -> Text:  # noqa: N802 - reads as a column type
+    """Return the type of text of any length."""
+    return _sorted_by_bytes(Text())
+
+
+def _sorted_by_bytes(type_: TextType) -> TextType:
+    # As SQLite sorts. Under PostgreSQL's own collation pages would come in another order, and a new version of the
+    # system's collation library breaks indexes. Lengths are the library's to check, on both.
+    return type_.with_variant(Text(collation="C"), "postgresql")
 
 
 def Json() -> JSON:  # noqa: N802 - reads as a column type
@@ -96,7 +118,7 @@ def record_table(name: str, *columns: Any) -> Table:
     return Table(
         name,
         METADATA,
-        Column("namespace", String(200), nullable=False),
+        Column("namespace", ShortText(200), nullable=False),
         Column("id", ShortText(), nullable=False),
         Column("revision", BigInteger, nullable=False),
         Column("created_at", UtcDateTime, nullable=False),

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, Column, Index, Text
+from sqlalchemy import BigInteger, Column, Index
 
 from memory_store.records.base import Record
-from memory_store.records.columns import Float32Vector, ShortText, episode_columns, record_table
+from memory_store.records.columns import Float32Vector, LongText, ShortText, episode_columns, record_table
 from memory_store.records.spec import RecordSpec
 
 __all__ = ["EMBEDDING", "KNOWN_DIMENSIONS", "Embedding"]
@@ -31,7 +31,7 @@ KNOWN_DIMENSIONS = {
 _TABLE = record_table(
     "embeddings",
     *episode_columns(),
-    Column("content", Text, nullable=False),
+    Column("content", LongText(), nullable=False),
     Column("embedding", Float32Vector, nullable=False),
     Column("model_name", ShortText(), nullable=False),
     Column("vector_dim", BigInteger, nullable=False),

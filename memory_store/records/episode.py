@@ -7,10 +7,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from sqlalchemy import Column, Float, Index, Text
+from sqlalchemy import Column, Float, Index
 
 from memory_store.records.base import Record
-from memory_store.records.columns import Json, ShortText, UtcDateTime, record_table
+from memory_store.records.columns import Json, LongText, ShortText, UtcDateTime, record_table
 from memory_store.records.spec import RecordSpec
 
 __all__ = ["EPISODE", "Episode", "EpisodeStatus", "TaskType"]
@@ -24,7 +24,7 @@ _TABLE = record_table(
     Column("success_rate", Float),
     Column("reward_score", Float),
     Column("completed_at", UtcDateTime),
-    Column("reflection", Text),
+    Column("reflection", LongText()),
     Column("metadata", Json(), nullable=False),
     Index(None, "namespace", "domain", "created_at"),
     Index(None, "namespace", "status"),

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Column, Index, UniqueConstraint
 
 from memory_store.clock import utc_now
 from memory_store.records.base import Record
-from memory_store.records.columns import ShortText, UtcDateTime, episode_columns, record_table
+from memory_store.records.columns import LongText, ShortText, UtcDateTime, episode_columns, record_table
 from memory_store.records.spec import RecordSpec
 
 __all__ = ["STEP", "Step"]
@@ -19,8 +19,8 @@ _TABLE = record_table(
     "steps",
     *episode_columns(),
     Column("step_number", BigInteger, nullable=False),
-    Column("action", Text, nullable=False),
-    Column("result", Text),
+    Column("action", LongText(), nullable=False),
+    Column("result", LongText()),
     Column("duration_ms", BigInteger),
     Column("success", Boolean(create_constraint=False)),
     Column("timestamp", UtcDateTime),

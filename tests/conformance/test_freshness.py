@@ -202,6 +202,7 @@ async def test_a_linearizable_store_can_be_asked_for_less(
     case: Case, theirs: MemoryStore, clock: Clock, file_url: str
 ) -> None:
     async with MemoryStore(file_url, cache_path="", freshness="linearizable", staleness_s=BOUND_S) as ours:
+        await ours.cache.wait()  # its reads see what is new as well
         before, after = await changed(case, ours, theirs)
         assert await case.read(ours, freshness="bounded") == before
         clock.now += BOUND_S

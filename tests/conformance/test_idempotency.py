@@ -257,9 +257,9 @@ async def _put_and_never_answer(parent: Parent, url: str, moment: str) -> None:
 
     async with MemoryStore(url) as store:
         await store.episodes.put(episode("ready"))
-        writer = store._access.durable.writer
+        writer = store._access.shard.writer
         if moment == "after the commit":
-            writer.checkpointer.after_commit = stop  # type: ignore[method-assign]
+            writer.guard.after_commit = stop  # type: ignore[method-assign]
         else:
             writer.log.commit = stop  # type: ignore[method-assign]
         await store.episodes.put(make_episode(id="once"), idempotency_key=KEY)

@@ -11,6 +11,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from memory_store import (
     ConfigurationError,
+    ConstraintError,
     DurableError,
     Embedding,
     Episode,
@@ -99,12 +100,17 @@ async def test_the_same_filter_with_other_values(store: MemoryStore, filled: lis
             assert (await store.episodes.list(where, limit=1000)).items == expected
 
 
-async def test_an_expression_in_filter_and_order_at_once(store: MemoryStore, filled: list[Episode]) -> None:
+async def test_an_expression_in_filter_and_order_at_once(url: str, store: MemoryStore, filled: list[Episode]) -> None:
     """First one object in both places, then two that only look alike and hold other values."""
     both = c.context["i"].as_integer()
     page = await store.episodes.list(both > 5, order_by=both.desc(), limit=100)
     assert page.items == [e for e in filled[::-1] if e.context["i"] > 5]
-    goal = c.context["goal"].as_integer()  # text: not a number, so 0 for all
+    goal = c.context["goal"].as_integer()
+    if url.startswith("postgresql"):
+        with pytest.raises(ConstraintError, match="invalid input syntax for type integer"):
+            await store.episodes.list(goal > 5)
+        return
+    # SQLite takes text that is no number for 0.
     page = await store.episodes.list(both > 5, order_by=goal.desc(), limit=100)
     assert page.items == [e for e in filled[::-1] if e.context["i"] > 5]
     none = await store.episodes.list(goal > 5, order_by=both.desc(), limit=100)

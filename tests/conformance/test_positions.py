@@ -138,7 +138,7 @@ async def test_a_transaction_that_changes_nothing_has_none(store: MemoryStore) -
 async def test_a_transaction_of_another_namespace_has_its_position(store: MemoryStore) -> None:
     async with store.namespace("other").transaction() as tx:
         await tx.episodes.put(make_episode())
-    assert tx.position == store.position
+    assert tx.position == store.namespace("other").position
 
 
 async def test_deletes_count_and_what_changes_nothing_does_not(store: MemoryStore) -> None:

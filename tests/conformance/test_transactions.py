@@ -140,7 +140,7 @@ async def test_writing_past_the_open_transaction_is_refused_not_waited_for(store
         with pytest.raises(ConfigurationError, match="this task has a transaction open"):
             await store.episodes.put(make_episode())
         with pytest.raises(ConfigurationError, match="this task has a transaction open"):
-            async with store.namespace("other").transaction():
+            async with store.transaction():
                 pass
 
 

@@ -148,7 +148,7 @@ async def test_cancelled_at_every_await(waits: bool, moment: str, patient: Memor
 
     async def check(number: int) -> None:
         await asyncio.gather(*writing)
-        assert patient._access.waiting == set(), "a feed that is gone would still be woken"
+        assert patient._access.shard.waiting == set(), "a feed that is gone would still be woken"
         assert await take(patient.follow(after=cursor)) == [keys[seen]]
         feed = patient.follow()
         put = await patient.episodes.put(episode(f"check-{number}"))

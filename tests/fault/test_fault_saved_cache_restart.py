@@ -360,7 +360,7 @@ async def _refused_in_a_fork(store: MemoryStore) -> int:
     uses: list[Callable[[], Any]] = [
         lambda: store.episodes.get("m1"),
         lambda: store.cache.save(),
-        lambda: store.resolve("a.1.b"),
+        lambda: store.resolve("a.1.b.0"),
         lambda: anext(store.follow()),
     ]
     for use in uses:

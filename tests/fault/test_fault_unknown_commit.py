@@ -60,7 +60,7 @@ def forbid_syncs(_connection: sqlite3.Connection) -> None:
 
 async def break_syncs(store: MemoryStore) -> None:
     """Make every further commit of this store fail in its sync."""
-    await store._access.durable.writer.lane.run(forbid_syncs)
+    await store._access.shard.writer.lane.run(forbid_syncs)
 
 
 @pytest.fixture
@@ -268,25 +268,30 @@ async def test_a_committed_write_is_yes(file_store: MemoryStore, tmp_path: Path)
     put = await file_store.episodes.put(episode("done"))
     with database(tmp_path / "agent.db") as connection:
         [(store_id, nonce)] = connection.execute("SELECT store_id, nonce FROM head")
-    assert await file_store.resolve(f"{store_id}.{put.position}.{nonce:x}") is True
+    assert await file_store.resolve(f"{store_id}.{put.position}.{nonce:x}.0") is True
     await file_store.episodes.put(episode("more"))
-    assert await file_store.resolve(f"{store_id}.{put.position}.{nonce:x}") is True
-    assert await file_store.resolve(f"{store_id}.{put.position}.{nonce ^ 1:x}") is False
+    assert await file_store.resolve(f"{store_id}.{put.position}.{nonce:x}.0") is True
+    assert await file_store.resolve(f"{store_id}.{put.position}.{nonce ^ 1:x}.0") is False
 
 
 TORN = [
     "",
     "x",
-    "a.b.c",
+    "a.b.c.0",
     "a.1",
-    "1.2.3.4",
-    "a.-1.b",
-    "a.1.g",
-    " a.1.b",
-    "a.1.b\n",
-    "a.1.b ",
-    "A.1.B",
-    "a.1." + "f" * 17,
+    "a.1.b",
+    "1.2.3.4.5",
+    "a.-1.b.0",
+    "a.1.g.0",
+    "a.1.b.",
+    "a.1.b.-1",
+    "a.1.b.a",
+    "a.1.b.1000",
+    " a.1.b.0",
+    "a.1.b.0\n",
+    "a.1.b.0 ",
+    "A.1.B.0",
+    "a.1." + "f" * 17 + ".0",
 ]
 
 
@@ -298,10 +303,17 @@ async def test_what_is_no_token_is_refused(token: str, file_store: MemoryStore) 
     assert file_store.position == position
 
 
-@pytest.mark.parametrize("token", [None, 7, b"a.1.b"], ids=ascii)
+@pytest.mark.parametrize("token", [None, 7, b"a.1.b.0"], ids=ascii)
 async def test_a_token_of_another_type_is_a_type_error(token: Any, file_store: MemoryStore) -> None:
     with pytest.raises(TypeError, match="token"):
         await file_store.resolve(token)
+
+
+async def test_a_token_of_a_head_that_is_not_there_is_lost(file_store: MemoryStore) -> None:
+    position = file_store.position
+    with pytest.raises(PositionLostError, match="another database"):
+        await file_store.resolve("a.1.b.1")
+    assert file_store.position == position
 
 
 async def test_a_token_of_another_database_is_lost(broken: MemoryStore, tmp_path: Path) -> None:
@@ -330,10 +342,10 @@ async def test_behind_a_trimmed_log_nobody_knows(broken: MemoryStore, other: Mem
 async def test_a_store_that_is_not_open_resolves_nothing(file_url: str) -> None:
     store = MemoryStore(file_url)
     with pytest.raises(StoreClosedError):
-        await store.resolve("a.1.b")
+        await store.resolve("a.1.b.0")
 
 
 async def test_not_inside_a_transaction_of_the_same_task(file_store: MemoryStore) -> None:
     async with file_store.transaction():
         with pytest.raises(ConfigurationError, match="transaction open"):
-            await file_store.resolve("a.1.b")
+            await file_store.resolve("a.1.b.0")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import asyncpg
 
 from memory_store import Embedding, Episode, MemoryStore, Namespace, Pattern, SpatiotemporalEntry, Step
 from memory_store.transfer import ImportReport, Rejection, import_lines
@@ -47,6 +51,41 @@ def memory_store(folder: Path, *arguments: str, stdin: bytes = b"", **variables:
         timeout=120,
     )
     return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class Program:
+    """The program with a database of its own.
+
+    Args:
+        folder: where it is run.
+        url: the database, unless `--url` names another one.
+        variables: of its environment.
+    """
+
+    def __init__(self, folder: Path, url: str, variables: dict[str, str]) -> None:
+        self.folder, self.url = folder, url
+        self.on_server = url.startswith("postgresql")
+        self.variables = {"MEMORY_STORE_URL": url, **(variables if self.on_server else {})}
+
+    def __call__(self, *arguments: str, stdin: bytes = b"", **variables: str) -> Done:
+        """Run it to its end."""
+        return memory_store(self.folder, *arguments, stdin=stdin, **{**self.variables, **variables})
+
+
+async def plain_sql(url: str, *statements: str) -> None:
+    """Run statements of another program, in one transaction."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
+            for statement in statements:
+                connection.execute(statement)
+        return
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        async with connection.transaction():
+            for statement in statements:
+                await connection.execute(statement)
+    finally:
+        await connection.close()
 
 
 def one_line(done: Done) -> str:

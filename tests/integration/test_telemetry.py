@@ -278,7 +278,7 @@ async def test_callers_that_share_a_commit_are_linked(told: MemoryStore, collect
     async with told.transaction() as tx:  # what comes while it has the writer shares the next commit
         await tx.episodes.put(episode())
         writes = asyncio.gather(write("one", 2), write("two", 3))
-        while len(told._access.durable.writer._waiting) < 5:
+        while len(told._access.shard.writer._waiting) < 5:
             await asyncio.sleep(0)
     one, two = await writes
     [shared] = collected.spans("memory_store.commit")

@@ -48,7 +48,7 @@ async def ours(theirs: MemoryStore, file_url: str) -> AsyncIterator[MemoryStore]
 
 def reader(store: MemoryStore) -> Any:
     """The lane of a store's point reads."""
-    return store._access.durable.reader._lane
+    return store._access.shard.reader._lane
 
 
 async def domain(store: MemoryStore, **options: Any) -> str | None:
@@ -134,7 +134,7 @@ async def test_a_write_that_waits_sees_what_another_store_commits_before_it(
     """A commit is published with all that came before it: own writes never hide theirs."""
     assert await domain(ours) == "old"
     assert await ours.episodes.get("e2") is not None
-    async with Blocker(ours._access.durable.writer.lane).block():
+    async with Blocker(ours._access.shard.writer.lane).block():
         put = asyncio.ensure_future(ours.patterns.put(make_pattern()))
         await asyncio.sleep(0)
         await theirs.episodes.update("e1", domain="new")

@@ -15,6 +15,7 @@ import pytest
 
 from memory_store.cache import keeper
 from memory_store.durable import examine, schema
+from memory_store.durable.engine import Target
 
 REPOSITORY = Path(__file__).parents[2]
 OLD = schema.HEAD_REVISION
@@ -23,6 +24,11 @@ SCRIPT = f"9999_01_01_{NEXT}.py"
 
 ADDS_A_COLUMN = "    op.add_column('episodes', sa.Column('added', sa.Text(), server_default='filled in'))"
 FAILS_HALFWAY = ADDS_A_COLUMN + "\n    op.execute('DELETE FROM steps')\n    op.execute('SELECT no_such_function()')"
+
+
+def revision_of(path: str) -> str | None:
+    """The revision of a database file."""
+    return schema.current_revision(Target(str(path), False, {}))
 
 
 def script(upgrade: str) -> str:

@@ -72,7 +72,7 @@ WRITES: dict[str, Callable[[MemoryStore], Awaitable[Any]]] = {
     "append": lambda s: s.steps.append("e1", make_step("e1")),
     "transaction": in_a_transaction,
     "transaction that reads": reading_transaction,
-    "resolve": lambda s: s.resolve("a.1.b"),
+    "resolve": lambda s: s.resolve("a.1.b.0"),
 }
 
 

@@ -16,7 +16,7 @@ from memory_store import MemoryStore, SchemaMismatchError
 from memory_store.durable import schema
 from memory_store.durable.engine import Target
 from memory_store.records import METADATA, RECORDS
-from tests.migration.conftest import REPOSITORY, dump, query
+from tests.migration.conftest import REPOSITORY, dump, query, revision_of
 from tests.unit.samples import make_episode, make_step
 
 Alembic = Callable[..., subprocess.CompletedProcess[str]]
@@ -69,7 +69,7 @@ async def test_opening_an_empty_database_creates_it(path: str) -> None:
     async with MemoryStore(f"sqlite:///{path}") as store:
         assert await store.episodes.count() == 0
     assert tables(path) == TABLES
-    assert schema.current_revision(path) == schema.HEAD_REVISION
+    assert revision_of(path) == schema.HEAD_REVISION
     [(shard, position, nonce, store_id, epoch, writing)] = query(path, "SELECT * FROM head")
     # Making the tables was an upgrade as every other: a commit of its own, and a new epoch.
     assert (shard, position, epoch, writing) == (0, 1, 2, 0)
@@ -92,7 +92,7 @@ def test_every_database_has_an_identity_of_its_own(tmp_path: Path) -> None:
 
 async def test_a_file_of_no_bytes_counts_as_empty(path: str) -> None:
     Path(path).touch()
-    assert schema.current_revision(path) is None
+    assert revision_of(path) is None
     async with MemoryStore(f"sqlite:///{path}") as store:
         assert (await store.episodes.put(make_episode())).revision == 1
 
@@ -104,7 +104,7 @@ def test_alembic_goes_up_down_and_up_again(path: str, alembic: Alembic, tmp_path
     alembic("downgrade", "base")
     assert tables(path) == {"alembic_version"}
     assert triggers(path) == set()
-    assert schema.current_revision(path) is None
+    assert revision_of(path) is None
     alembic("upgrade", "head")
     other = str(tmp_path / "other.db")
     schema.upgrade(Target(other, False, {}), 30.0)

@@ -15,7 +15,7 @@ import pytest
 from memory_store import DurableError, Episode, MemoryStore, SchemaMismatchError, Step
 from memory_store.durable import schema
 from memory_store.durable.engine import Target
-from tests.migration.conftest import ADDS_A_COLUMN, FAILS_HALFWAY, NEXT, OLD, SCRIPT, dump, query, script
+from tests.migration.conftest import ADDS_A_COLUMN, FAILS_HALFWAY, NEXT, OLD, SCRIPT, dump, query, revision_of, script
 from tests.unit.samples import make_episode, make_step
 
 Extended = Callable[..., Path]
@@ -44,7 +44,7 @@ async def test_opening_upgrades_with_the_data_intact_and_a_copy_beside(
         assert await store.episodes.get("e") == stored[0]
         assert await store.steps.of("e") == [stored[1]]
         assert (await store.episodes.update("e", domain="changed")).revision == 2
-    assert schema.current_revision(path) == NEXT
+    assert revision_of(path) == NEXT
     assert query(path, "SELECT added FROM episodes") == [("filled in",)]
     copy = f"{path}.{OLD}.bak"
     assert dump(copy) == before
@@ -56,7 +56,7 @@ async def test_an_empty_database_is_upgraded_without_a_copy(path: str, extended:
     extended()
     async with MemoryStore(f"sqlite:///{path}") as store:
         await store.episodes.put(make_episode())
-    assert schema.current_revision(path) == NEXT
+    assert revision_of(path) == NEXT
     assert not list(Path(path).parent.glob("*.bak"))
 
 
@@ -64,7 +64,7 @@ async def test_a_new_database_gets_all_revisions(path: str, extended: Extended) 
     extended()
     async with MemoryStore(f"sqlite:///{path}") as store:
         await store.episodes.put(make_episode())
-    assert schema.current_revision(path) == NEXT
+    assert revision_of(path) == NEXT
     assert query(path, "SELECT added FROM episodes") == [("filled in",)]
 
 
@@ -127,12 +127,12 @@ async def test_a_migration_that_fails_halfway_leaves_the_old_schema_and_data(
     with pytest.raises(DurableError, match="no_such_function"):
         await MemoryStore(f"sqlite:///{path}").open()
     assert dump(path) == before
-    assert schema.current_revision(path) == OLD
+    assert revision_of(path) == OLD
     # Once the migration is right, the same file is upgraded.
     extended()
     async with MemoryStore(f"sqlite:///{path}") as store:
         assert await store.steps.of("e") == [stored[1]]
-    assert schema.current_revision(path) == NEXT
+    assert revision_of(path) == NEXT
 
 
 WAITS = """    print("migrating", flush=True)
@@ -208,7 +208,7 @@ async def test_going_down_one_revision_and_up_again_keeps_the_data(
     before = query(path, "SELECT * FROM steps")
     [(position, epoch)] = query(path, "SELECT position, epoch FROM head")
     await asyncio.to_thread(command.downgrade, schema._config(target), OLD)
-    assert schema.current_revision(path) == OLD
+    assert revision_of(path) == OLD
     assert query(path, "SELECT * FROM steps") == before
     assert query(path, "SELECT position, epoch FROM head") == [(position + 1, epoch + 1)], "down is a change as well"
     async with MemoryStore(f"sqlite:///{path}") as store:
@@ -228,7 +228,7 @@ async def test_a_database_of_the_first_release_opens_with_everything_in_it(path:
         connection.execute("INSERT INTO changes SELECT 0, 7, 0, 'step', 'n', 's', 'e', 'insert', 1, '', 0, 77, NULL")
         connection.execute("UPDATE head SET position = 7, nonce = 77")
         connection.commit()
-    assert schema.current_revision(path) == "0001"
+    assert revision_of(path) == "0001"
     before = {table: query(path, f"SELECT * FROM {table}") for table in ("episodes", "steps", "changes")}
     [(store_id, epoch)] = query(path, "SELECT store_id, epoch FROM head")
     async with MemoryStore(f"sqlite:///{path}", namespace="n") as store:
@@ -245,7 +245,7 @@ async def test_a_database_of_the_first_release_opens_with_everything_in_it(path:
             connection.execute("DELETE FROM steps")
             connection.commit()
         assert await store.steps.of("e", freshness="linearizable") == []
-    assert schema.current_revision(f"{path}.0001.bak") == "0001"
+    assert revision_of(f"{path}.0001.bak") == "0001"
 
 
 async def test_every_revision_goes_up_down_and_up_again_with_data(path: str, stored: tuple[Episode, Step]) -> None:
@@ -255,12 +255,12 @@ async def test_every_revision_goes_up_down_and_up_again_with_data(path: str, sto
     before = {table: query(path, f"SELECT * FROM {table}") for table in ("episodes", "steps")}
     for revision in [item.revision for item in schema.history(None)][-2::-1]:
         await asyncio.to_thread(command.downgrade, config, revision)
-        assert schema.current_revision(path) == revision
+        assert revision_of(path) == revision
         assert {table: query(path, f"SELECT * FROM {table}") for table in before} == before
     async with MemoryStore(f"sqlite:///{path}") as store:
         assert await store.episodes.get("e") == stored[0]
         assert await store.steps.of("e") == [stored[1]]
-    assert schema.current_revision(path) == OLD
+    assert revision_of(path) == OLD
 
 
 async def test_a_store_that_is_open_during_an_upgrade_stops_writing(

@@ -207,7 +207,7 @@ class Clients:
         # As `Namespace.transaction` does.
         try:
             process.access.require_writable()
-            work = UnitOfWork(await process.writer.exclusive(), LIMITS, 5.0)
+            work = UnitOfWork(await process.writer.exclusive(), process.access.dialect, LIMITS, 5.0)
             await work.begin()
             try:
                 for operation in operations:

@@ -181,10 +181,11 @@ class Connection:
         return Cursor(None, 1)
 
     def select_tail(self, parameters: Sequence[Any]) -> Cursor:
-        return Cursor(self.version().tail(*parameters))
+        _, after, last, limit = parameters
+        return Cursor([row for row in self.version().tail(after, limit) if row.position <= last])
 
     def select_nonce(self, parameters: Sequence[Any]) -> Cursor:
-        nonce = self.version().nonce_at(parameters[0])
+        nonce = self.version().nonce_at(parameters[1])
         return Cursor([] if nonce is None else [(nonce,)])
 
     # Rows
@@ -199,6 +200,11 @@ class Connection:
         if len(ids) == 1:
             return Cursor(tables.get((kind, namespace, ids[0]), ()))
         return Cursor([row for id_ in dict.fromkeys(ids) for row in tables.get((kind, namespace, id_), ())])
+
+    def get_with_head(self, spec: RecordSpec[Any], parameters: Sequence[Any]) -> Cursor:
+        *asked, _ = parameters
+        rows = self.get(spec.kind, asked).fetchall() or [(None,) * len(spec.columns)]
+        return Cursor([(*row, *self.head()) for row in rows])
 
     def get_by_id(self, spec: RecordSpec[Any], parameters: Sequence[Any]) -> Cursor:
         if spec.parent is None:

@@ -20,7 +20,7 @@ from tests.simulation.process import Disk, Process
 
 __all__ = ["FAVOURITES", "Environment", "brief"]
 
-FAVOURITES = ("", "", "rewind", "restart", "slow", "parts")
+FAVOURITES = ("", "", "rewind", "restart", "slow", "parts", "far")
 
 
 class Environment:
@@ -98,7 +98,10 @@ class Environment:
         """Something happens while the process that is running is stopped between two statements."""
         rng = self.rng
         if rng.random() < 0.8 and self.database.locked_by is None:
-            self._foreign()
+            if self._rewinds and rng.random() < 0.1:
+                self._rewind()
+            else:
+                self._foreign()
         if rng.random() < 0.5:
             self.clock.pass_(rng.choice((1, 40, 70, 200)))
             self.note(f"  meanwhile it has become {self.clock.now}")
@@ -120,10 +123,13 @@ class Environment:
         self._started += 1
         if self.rng.random() < 0.08:
             self._tear()
-        process = Process(self._started, self.database, self.clock, self.disk, self.rng)
+        on_server = self.rng.random() < (0.7 if self._favourite in ("slow", "far") else 0.4)
+        process = Process(self._started, self.database, self.clock, self.disk, self.rng, on_server=on_server)
         process.connections["write"].fails_commit = self._fails_commit
         self.processes.append(process)
-        self.note(f"process {process.number} starts, {process.freshness}, {process.staleness_s} s")
+        self.note(
+            f"process {process.number} starts{' on a server' * on_server}, {process.freshness}, {process.staleness_s} s"
+        )
 
     def _kill(self, process: Process) -> None:
         self.note(f"process {process.number} is killed")
@@ -138,6 +144,8 @@ class Environment:
         if roll < 35:
             if database.locked_by is None:
                 self._foreign()
+            if rng.random() < 0.3:
+                self._hint(database.current.head.position - 2 + int(rng.random() * 4))
         elif roll < 75:
             self.clock.pass_(rng.choice((1, 8, 30, 64, 64, 130, 130, 900)))
             self.note(f"it is {self.clock.now}")
@@ -150,6 +158,12 @@ class Environment:
             self._power_cut()
         elif self._rewinds and database.locked_by is None:
             self._rewind()
+
+    def _hint(self, position: int) -> None:
+        """Tell every process that listens of a position, which may be wrong."""
+        for process in self.processes:
+            if process.watch is not None:
+                process.loop.call_soon(process.watch.hinted, 0, position)
 
     def _begin_epoch(self) -> None:
         """Upgrade the database, or restore an older state as the library does it."""

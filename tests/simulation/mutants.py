@@ -26,6 +26,7 @@ from memory_store.cache.shelf import Shelf
 from memory_store.cache.tier import CacheTier
 from memory_store.durable import log, reader
 from memory_store.durable.commits import LogWriter
+from memory_store.durable.reader import Reader
 from tests.simulation.seams import replaced
 
 __all__ = ["MUTANTS", "Mutant", "mutated"]
@@ -78,15 +79,19 @@ MUTANTS = (
     Mutant(
         "no nonce in the saved cache",
         (
-            Edit(reconcile, "_compare", "nonce != then.nonce", "False"),
+            Edit(reconcile, "_lead_on", "nonce != then.nonce", "False"),
             Edit(
-                reconcile, "_compare", "read_run(connection, then,", "read_run(connection, then._replace(nonce=nonce),"
+                reconcile, "_lead_on", "read_run(connection, then,", "read_run(connection, then._replace(nonce=nonce),"
             ),
         ),
     ),
     Mutant(
         "the watermark of the saved cache is taken after its entries",
-        (Edit(CacheKeeper, "save", "Header(self._version_key, head,", "Header(self._version_key, self._cache.head,"),),
+        (
+            Edit(
+                CacheKeeper, "save", "Header(self._version_key, heads,", "Header(self._version_key, self._shards.heads,"
+            ),
+        ),
     ),
     Mutant(
         "a joiner accepts the result of an older flight",
@@ -106,8 +111,52 @@ MUTANTS = (
     ),
     Mutant(
         "freshness counts from the end of a slow look",
-        (Edit(Coherence, "refresh_slowly", "self._looked(began", "self._looked(boot_s()"),),
+        (
+            Edit(
+                Coherence,
+                "_look_next",
+                "await self._slow_look(known)",
+                "await self._slow_look(known); began = boot_s()",
+            ),
+        ),
         favourite="slow",
+    ),
+    Mutant(
+        "who joins a slow look that has begun before he asked",
+        (
+            Edit(Coherence, "refresh_slowly", "look = self._next_look\n", "look = self._looking or self._next_look\n"),
+            Edit(Coherence, "refresh_slowly", "if look is None:", "if look is None or look.done():"),
+        ),
+    ),
+    Mutant(
+        "a slow look that is not taken counts as a look",
+        (Edit(Coherence, "_look_next", "if self.cache.knows(run.head):", "if True:"),),
+        favourite="rewind",
+    ),
+    Mutant(
+        "freshness counts from the end of a read",
+        (Edit(Reader, "_finish", "deliver(snapshot.run, began)", "deliver(snapshot.run, boot_s())"),),
+        favourite="slow",
+    ),
+    Mutant(
+        "a read whose run is not taken counts as a look",
+        (
+            Edit(
+                Coherence,
+                "deliver",
+                "known = self.cache.head\n",
+                "known = self.cache.head\n    if began: self._fresh_since(began)\n",
+            ),
+        ),
+        favourite="rewind",
+    ),
+    Mutant(
+        "what cannot be looked at at once is read without a look",
+        (Edit(TieredAccess, "load", "if self.coherence.unsure:", "if False:"),),
+    ),
+    Mutant(
+        "who cannot look at once is answered as if he had",
+        (Edit(TieredAccess, "_load_unsure", "await self.coherence.refresh_slowly(at_least)", "pass"),),
     ),
     Mutant(
         "a restart lets rebuilds and loads under way pass",
@@ -116,7 +165,7 @@ MUTANTS = (
     ),
     Mutant(
         "a restart keeps entries from a later position",
-        (Edit(CacheTier, "restart", "self.clear()", "pass"),),
+        (Edit(CacheTier, "restart", "self.shelf.clear()", "pass"),),
     ),
     Mutant(
         "a large commit does not mark fills in flight",
@@ -124,7 +173,7 @@ MUTANTS = (
     ),
     Mutant(
         "a large commit drops nothing",
-        (Edit(CacheTier, "_invalidate", "self._entries.keys() & keys", "()"),),
+        (Edit(CacheTier, "_invalidate", "self.shelf.contents.keys() & keys", "()"),),
     ),
     Mutant(
         "a commit is published though the watermark is past it",
@@ -197,15 +246,15 @@ MUTANTS = (
     Mutant(
         "saved entries are adopted ahead of the watermark",
         (
-            Edit(CacheKeeper, "_adopt_saved", "await self._coherence.catch_up()", "pass"),
+            Edit(CacheKeeper, "_adopt_saved", "await shard.coherence.catch_up()", "pass"),
             # Without the first, this one refuses the file: what it was compared with is not known yet.
-            Edit(CacheKeeper, "_adopt_saved", "not self._cache.knows(changed.head)", "False"),
+            Edit(CacheKeeper, "_adopt_saved", "not self._shards.know(changed.heads)", "False"),
         ),
         favourite="restart",
     ),
     Mutant(
         "entries newer than its watermark are saved",
-        (Edit(CacheKeeper, "_collect", "head.position, is_now=is_now", "1 << 60, is_now=is_now"),),
+        (Edit(CacheKeeper, "_collect", "[head.position for head in heads]", "[1 << 60 for _ in heads]"),),
         favourite="restart",
     ),
 )

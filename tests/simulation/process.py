@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from contextlib import nullcontext
 from io import BytesIO
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from memory_store.access import TieredAccess
 from memory_store.cache import snapshot
-from memory_store.cache.coherence import Coherence
 from memory_store.cache.entries import Space
 from memory_store.cache.keeper import CacheKeeper
+from memory_store.cache.shard import Shards
+from memory_store.cache.shelf import Shelf
 from memory_store.cache.tier import CacheTier
+from memory_store.cache.watch import HeadWatch
 from memory_store.codec import ENTRY_PREFIX_BYTES, entry_as_of, pack_row
-from memory_store.config import Limits
-from memory_store.durable.commits import LogWriter
-from memory_store.durable.lane import Lane
+from memory_store.config import Limits, Settings
+from memory_store.durable.lane import Lane, ThreadLane
 from memory_store.durable.log import read_head
 from memory_store.durable.probe import Probe
-from memory_store.durable.reader import Reader
 from memory_store.durable.statements import head_select
-from memory_store.durable.writer import Writer
 from memory_store.errors import CacheError
 from tests.simulation.connection import Connection
 from tests.simulation.database import Database, Row
 from tests.simulation.loop import Clock, Driver, SteppedLoop, SteppedThread
+from tests.simulation.tier import ManyLanes, ServerConnection, Tier
 
 __all__ = ["Disk", "Process", "SavedCache", "packed", "save"]
 
 LIMITS = Limits()
+T = TypeVar("T")
 _PACKED: dict[int, tuple[tuple[Row, ...], bytes]] = {}
 
 
@@ -74,21 +73,28 @@ class Process:
         clock: the clock of all.
         disk: where the cache is saved.
         rng: draws its settings.
+        on_server: whether it has no way to look at the head at once, and lists on several connections.
     """
 
-    def __init__(self, number: int, database: Database, clock: Clock, disk: Disk, rng: random.Random) -> None:
+    def __init__(
+        self, number: int, database: Database, clock: Clock, disk: Disk, rng: random.Random, *, on_server: bool
+    ) -> None:
         self.number, self.database, self.clock = number, database, clock
         self.loop = SteppedLoop(clock)
         self.staleness_s = rng.choice((1 / 16, 1 / 16, 1 / 8))
         self.freshness: Any = "linearizable" if rng.random() < 0.2 else "bounded"
         budget = rng.choice((1 << 20, 1 << 20, 1 << 20, 4000, 1500))
-        self.cache = CacheTier(budget, {"episode": 1.0, "step": 0.75, "query_result": 1.0})
-        self.coherence = Coherence(self.cache, self.freshness, self.staleness_s)
-        self.access = TieredAccess(LIMITS, self.cache, self.coherence)
-        self._disk, self._interval_s = disk, rng.choice((0.0, 0.0, 0.25))
-        self.connections = {role: Connection(database, self, role) for role in ("write", "read", "scan", "probe")}
+        self.on_server = on_server
+        self.shelf = Shelf(budget, {"episode": 1.0, "step": 0.75, "query_result": 1.0})
+        self.cache = CacheTier(self.shelf)
+        self.access = TieredAccess("a", LIMITS, self.shelf)
+        self._rng, self._disk, self._interval_s = rng, disk, rng.choice((0.0, 0.0, 0.25))
+        roles = ("write", "read", "scan", "scan 2" if self.on_server else "probe")
+        connect = ServerConnection if on_server else Connection
+        self.connections = {role: connect(database, self, role) for role in roles}
         self.threads: list[SteppedThread] = []
         self.keeper: CacheKeeper | None = None
+        self.watch: HeadWatch | None = None
         self.alive = True
         self.is_open = False
         self.stalled = 0
@@ -109,27 +115,33 @@ class Process:
     def _lane(self, role: str) -> Lane:
         driver = Driver(self.connections[role])
         self.threads.append(driver._tx)
-        return Lane(None, cast(Any, driver), self.loop)
+        lane = ThreadLane(None, cast(Any, driver), self.loop)
+        lane.settles = self.on_server
+        return lane
 
     async def open(self) -> None:
-        """Open, as `MemoryStore._open` and `Durable._start` do."""
-        write, read, scan = self._lane("write"), self._lane("read"), self._lane("scan")
+        """Open, as `MemoryStore._open` and `EmbeddedTier._start` do."""
+        lanes = {role: self._lane(role) for role in self.connections if role != "probe"}
         self.threads.append(self.loop.executor)
         self.write_thread = self.threads[0]
-        head = await write.run(read_head)
-        for lane in (read, scan):
+        head = await lanes["write"].run(read_head)
+        for lane in list(lanes.values())[1:]:
             await lane.run(read_head)
-        log = LogWriter(f"process {self.number}", head.epoch)
-        lock: Any = SimpleNamespace(shared=nullcontext)
-        checkpointer: Any = SimpleNamespace(after_commit=lambda connection, changes: None)
-        writer = Writer(write, lock, checkpointer, log, self.coherence)
-        probe = Probe.__new__(Probe)
-        probe._connection, probe._head = cast(Any, self.connections["probe"]), head_select()
-        durable: Any = SimpleNamespace(writer=writer, reader=Reader(read, self.coherence), scan=scan, probe=probe)
-        self.cache.head = head
-        self.access.attach(durable)
-        self.writer = writer
-        self.keeper = CacheKeeper(self.coherence, scan, cast(Any, self._disk), "", self._interval_s)
+        probe = None
+        if self.on_server:
+            lanes["scan"] = ManyLanes([lanes["scan"], lanes["scan 2"]], self._rng)
+        else:
+            probe = Probe.__new__(Probe)
+            probe._connection, probe._head = cast(Any, self.connections["probe"]), head_select()
+        durable: Any = Tier(head, lanes, probe, f"process {self.number}")
+        settings = Settings(freshness=self.freshness, staleness_s=self.staleness_s)
+        self.shards = shards = Shards(durable, self.shelf, settings)
+        [shard] = shards
+        self.cache, self.coherence, self.writer = shard.tier, shard.coherence, shard.writer
+        if self.on_server and self.freshness == "bounded":
+            self.watch = HeadWatch(shards, self.staleness_s)
+        self.access.attach(shards)
+        self.keeper = CacheKeeper(shards, cast(Any, self._disk), "", self._interval_s)
         self.keeper.start()
         self.is_open = True
 
@@ -138,6 +150,9 @@ class Process:
         assert self.keeper is not None
         self.is_open = False
         self.access.detach("the store is closed")
+        if self.watch is not None:
+            self.watch.close()
+        self.shards.detach()
         await self.writer.drain()
         await self.keeper.close()
         self.alive = False
@@ -167,7 +182,7 @@ class Process:
 
     def rewound(self) -> None:
         """Note that the database was taken back: answers made before that may be on their way."""
-        self._under_way = [thread for thread in self.threads if thread.answers]
+        self._under_way = [one for one in self.threads if one.answers or one is self.loop.running]
         self.landed.append(float("inf"))
         self._land()
 
@@ -200,9 +215,9 @@ class Process:
         if version is None or version.head.position != cache.head.position:
             return [f"the watermark {cache.head} is no commit"]
         tables = version.tables
-        for key in cache.keys():  # noqa: SIM118 - it is no dictionary
-            entry = cache._entries.peek(key)
-            space, id_ = cache.space_of(key)
+        for key in self.shelf.keys():  # noqa: SIM118 - it is no dictionary
+            entry = self.shelf.peek(key)
+            space, id_ = self.shelf.space_of(key)
             if entry is None or space.kind == "query_result" or entry_as_of(entry) < space.floor:
                 continue
             if entry[ENTRY_PREFIX_BYTES:] != packed(tables.get((space.kind, space.namespace, id_), ())):
@@ -211,7 +226,7 @@ class Process:
 
     def space(self, kind: str, namespace: str) -> Space:
         """Return a space of its cache."""
-        return self.cache.space(kind, namespace)
+        return self.shards.space(kind, namespace)
 
 
 def packed(rows: tuple[Row, ...]) -> bytes:

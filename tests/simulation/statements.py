@@ -33,6 +33,7 @@ def _handlers() -> dict[str, Handler]:
         "ROLLBACK TO one": Connection.roll_back_to,
         "RELEASE one": Connection.release,
         sql.head_select(): Connection.select_head,
+        sql.heads_select(): Connection.select_head,
         sql.head_claim(): Connection.claim_head,
         sql.head_update(): Connection.update_head,
         sql.log_insert(): Connection.insert_log,
@@ -45,6 +46,7 @@ def _handlers() -> dict[str, Handler]:
         for places in _PLACES:
             # For a kind without a parent both are one text.
             made[texts.get_by_id(places)] = _for(Connection.get_by_id, spec)
+            made[texts.get_with_head(places)] = _for(Connection.get_with_head, spec)
             made[texts.get_many(places)] = _for(Connection.get, kind)
         made[texts.get] = _for(Connection.get, kind)
         made[texts.insert] = _for(Connection.insert, spec)

@@ -84,6 +84,20 @@ class History(Environment):
                 self._fuse = 1 + int(self.rng.random() * 6)
             self._call(process, *self.clients.a_read(process))
             self.clock.pass_(50)
+        elif self._favourite == "far":
+            # What is read late comes from so far away that the log cannot lead from there to here.
+            if roll < 0.5:
+                for _ in range(1 + int(roll * 20)):
+                    if self.database.locked_by is None:
+                        self._foreign()
+            if roll < 0.3:
+                self.database.trim(self.database.current.head.position)
+            for _ in range(2):
+                self._call(
+                    process, *(self.clients.a_read if self.rng.random() < 0.7 else self.clients.a_write)(process)
+                )
+                self._go_on(int(self.rng.random() * 6))
+            self.clock.pass_(self.rng.choice((0, 1, 70)))
         elif self._favourite == "rewind":
             if self.database.locked_by is None and roll < 0.4:
                 self._rewind()
@@ -184,10 +198,7 @@ class History(Environment):
         self.note("the end")
         for process in self.processes:
             process.stalled = 0
-        for _ in range(400):
-            self._go_on(20)
-            if not any(process.options() for process in self.processes):
-                break
+        self._to_the_end()
         self.clock.pass_(256)
         self._faults, self._fuse, self._recovering = False, 1_000_000, 0
         for process in self.processes:
@@ -195,10 +206,23 @@ class History(Environment):
             if process.is_open:
                 if process.calls:
                     raise Violation(f"process {process.number} hangs: {process.calls}")
-                assert process.coherence.look()
+                assert process.on_server or process.coherence.look()
+                process.calls = [process.loop.create_task(process.coherence.catch_up())]
+        self._to_the_end()
+        for process in self.processes:
+            process.calls = self._settle(process.calls)
+            if process.is_open:
+                if process.calls:
+                    raise Violation(f"process {process.number} hangs as it looks")
                 if process.cache.head != self.database.current.head:
                     raise Violation(f"process {process.number} ends at {process.cache.head}")
             self.checker.invariant(process)
+
+    def _to_the_end(self) -> None:
+        for _ in range(400):
+            self._go_on(20)
+            if not any(process.options() for process in self.processes):
+                break
 
     def end(self) -> None:
         """Let go of everything."""

@@ -6,10 +6,12 @@ import asyncio
 import shutil
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +19,9 @@ from memory_store.durable import schema
 from memory_store.durable.changes import HeadState
 from memory_store.durable.dialects.sqlite import connection_pragmas
 from memory_store.durable.engine import Target, make_engine
-from memory_store.durable.lane import Lane
+from memory_store.durable.lane import Lane, ThreadLane
 from memory_store.durable.log import Commit, Run, read_head
+from memory_store.durable.reader import Snapshot
 
 
 @pytest.fixture(scope="session")
@@ -44,10 +47,10 @@ def connection(path: str) -> Iterator[sqlite3.Connection]:
 
 
 @pytest.fixture
-async def lane(path: str) -> AsyncIterator[Lane]:
+async def lane(path: str) -> AsyncIterator[ThreadLane]:
     """A lane to it."""
     engine = make_engine(Target(path, False, {}), 5.0)
-    opened = await Lane.open(engine)
+    opened = await ThreadLane.open(engine)
     yield opened
     await opened.close()
     await engine.dispose()
@@ -62,7 +65,7 @@ class Ears:
     runs: list[Run] = field(default_factory=list)
     doubts: int = 0
 
-    def deliver(self, run: Run) -> None:
+    def deliver(self, run: Run, began: float | None = None) -> None:
         """Keep what a lane saw of others' commits."""
         self.runs.append(run)
         self.head = max(self.head, run.head)
@@ -111,21 +114,25 @@ class Blocker:
 
 
 class HeldRead:
-    """Holds a lane's next read transaction between its last row and its end: it has seen, and not yet told."""
+    """Holds what a lane reads next as a `Snapshot` between its last row and its answer: it has seen, and not told."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Any) -> None:
         self._lane, self._leave = lane, threading.Event()
         self.reached = asyncio.Event()
 
     async def __aenter__(self) -> HeldRead:
-        loop = asyncio.get_running_loop()
+        loop, lane = asyncio.get_running_loop(), self._lane
 
-        def trace(statement: str) -> None:
-            if statement.startswith("COMMIT") and not self._leave.is_set():
+        def held(function: Callable[[Any], Any], connection: Any) -> Any:
+            result = function(connection)
+            if isinstance(result, Snapshot) and not self._leave.is_set():
                 loop.call_soon_threadsafe(self.reached.set)
                 assert self._leave.wait(60)
+            return result
 
-        await self._lane.run(lambda connection: connection.set_trace_callback(trace))
+        submit, post = lane.submit, lane.post
+        lane.submit = lambda function: submit(partial(held, function))
+        lane.post = lambda function, done: post(partial(held, function), done)
         return self
 
     def release(self) -> None:
@@ -134,7 +141,7 @@ class HeldRead:
 
     async def __aexit__(self, *_: object) -> None:
         self.release()
-        await self._lane.run(lambda connection: connection.set_trace_callback(None))
+        del self._lane.submit, self._lane.post
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from memory_store.cache.coherence import Coherence
 from memory_store.cache.entries import Space
 from memory_store.cache.fences import Watch
+from memory_store.cache.shelf import Shelf
 from memory_store.cache.tier import CacheTier
 from memory_store.clock import boot_s
 from memory_store.codec import pack_row
@@ -35,7 +36,7 @@ def step(id_: str, parent: str, text: str | None, follows: bool | None) -> Chang
 
 @pytest.fixture
 def tier() -> CacheTier:
-    return CacheTier(1 << 30, {})
+    return CacheTier(Shelf(1 << 30, {}))
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def logged(tier: CacheTier, *changes: tuple[str, str | None, str | None], namesp
 
 def rows(tier: CacheTier, space: Space, id_: str) -> list[Any] | None:
     """The rows of an entry; none of it is an absence, None is a miss."""
-    found = tier.read(space, id_, boot_s())
+    found = tier.shelf.read(space, id_, boot_s())
     return None if found is None else [row[0] for row in found[2:]]
 
 
@@ -125,7 +126,7 @@ def test_nothing_is_appended_to_an_expired_entry(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("time.clock_gettime", lambda _: 1e12)
     commit(tier, step("s2", "e", "2", True))
     monkeypatch.undo()
-    assert len(tier) == 0
+    assert len(tier.shelf) == 0
     assert rows(tier, steps, "e") is None
 
 
@@ -192,7 +193,7 @@ def test_query_results_live_until_their_kind_changes(tier: CacheTier, episodes: 
     commit(tier, *(episode(f"x{number}", "x") for number in range(PUBLISH_LIMIT + 1)))
     assert result(tier, episodes, f"q{episodes.prefix}") is None
     assert result(tier, other, f"q{other.prefix}") is not None
-    counters = tier.counters["query_result"]
+    counters = tier.shelf.counters["query_result"]
     assert (counters.hits, counters.misses, counters.fills, counters.invalidations) == (2, 2, 3, 2)
 
 
@@ -215,7 +216,7 @@ def test_a_failure_while_publishing_leaves_an_empty_cache(tier: CacheTier, episo
     with tier.fence() as fence:
         broken = Change("no such kind", "n", "a", None, "update", 1, body("2"))
         commit(tier, episode("b", "2"), broken)
-        assert (tier.position, len(tier), tier.failures) == (1, 0, 1)
+        assert (tier.position, len(tier.shelf), tier.failures) == (1, 0, 1)
         assert not tier.fill(episodes, "a", [body("1")], 0, fence)
 
 
@@ -337,10 +338,10 @@ def test_a_change_of_what_is_only_being_read_is_noted_as_well(tier: CacheTier) -
 
 
 def test_what_others_change_elsewhere_takes_no_memory(tier: CacheTier, episodes: Space) -> None:
-    before = tier.spaces()
+    before = tier.shelf.spaces()
     for number in range(100):
         logged(tier, ("episode", "a", None), ("a kind of the future", "a", None), namespace=f"elsewhere {number}")
-    assert (tier.spaces(), tier.position, tier.applied) == (before, 100, 200)
+    assert (tier.shelf.spaces(), tier.position, tier.applied) == (before, 100, 200)
 
 
 def test_an_entry_filled_from_a_newer_snapshot_survives_the_log(tier: CacheTier, episodes: Space) -> None:
@@ -362,7 +363,7 @@ def test_a_restart_leaves_nothing_to_be_read(position: int, tier: CacheTier, epi
         assert not tier.fill(episodes, "c", [body("of another past")], position, fence)
     assert (tier.head, tier.restarts) == (head, 1)
     assert (rows(tier, episodes, "a"), rows(tier, episodes, "b"), result(tier, episodes, "q")) == (None, None, None)
-    assert tier.entries(tier.keys(), tier.position, is_now=True) == ([], []), "nor is any of it saved"
+    assert tier.shelf.entries(tier.shelf.keys(), [tier.position], is_now=True) == ([], []), "nor is any of it saved"
     fill(tier, episodes, "a", "2")
     fill(tier, tier.space("episode", "seen later"), "a", "2")
     assert rows(tier, episodes, "a") == ["2"]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_store.cache.entries import Entries, Space
-from memory_store.cache.shelf import ENTRY_OVERHEAD_BYTES
+from memory_store.cache.shelf import ENTRY_OVERHEAD_BYTES, Shelf
 from memory_store.cache.tier import CacheTier
 from memory_store.clock import boot_s
 from memory_store.codec import entry_expiry, make_entry, pack_row
@@ -49,7 +49,7 @@ def put(tier: CacheTier, space: Space, id_: str, size: int = 10) -> None:
 
 def read(tier: CacheTier, space: Space, id_: str) -> list[Any] | None:
     """Read an entry now."""
-    return tier.read(space, id_, boot_s())
+    return tier.shelf.read(space, id_, boot_s())
 
 
 def publish(tier: CacheTier, *changes: Change) -> None:
@@ -59,7 +59,7 @@ def publish(tier: CacheTier, *changes: Change) -> None:
 
 def real_bytes(tier: CacheTier) -> int:
     """What the entries cost by the tier's own rule, counted anew."""
-    found = ((key, tier._entries.peek(key)) for key in tier.keys())  # noqa: SIM118 - not a dict
+    found = ((key, tier.shelf.peek(key)) for key in tier.shelf.keys())  # noqa: SIM118 - not a dict
     return sum(sys.getsizeof(key) + sys.getsizeof(entry) + ENTRY_OVERHEAD_BYTES for key, entry in found)
 
 
@@ -89,7 +89,7 @@ def test_cachetools_takes_many_as_the_entries_put_them() -> None:
 
 
 def test_an_expired_entry_is_never_served(clock: Clock) -> None:
-    tier = CacheTier(LARGE, {"episode": 10})
+    tier = CacheTier(Shelf(LARGE, {"episode": 10}))
     space = tier.space("episode", "n")
     put(tier, space, "x")
     clock.now += 9.999
@@ -98,23 +98,23 @@ def test_an_expired_entry_is_never_served(clock: Clock) -> None:
     assert read(tier, space, "x") is None
     counters = space.counters
     assert (counters.hits, counters.misses, counters.expiries) == (1, 1, 1)
-    assert (len(tier), tier.used_bytes) == (0, 0)
+    assert (len(tier.shelf), tier.shelf.used_bytes) == (0, 0)
     assert read(tier, space, "x") is None
     assert (counters.misses, counters.expiries) == (2, 1)
 
 
 def test_every_kind_has_its_own_time_to_live(clock: Clock) -> None:
-    tier = CacheTier(LARGE, {"step": 5})
+    tier = CacheTier(Shelf(LARGE, {"step": 5}))
     for kind, spec in RECORDS.items():
         space = tier.space(kind, "n")
         put(tier, space, "x")
-        entry = tier._entries.peek(space.prefix + "x")
+        entry = tier.shelf.peek(space.prefix + "x")
         assert entry is not None
         assert entry_expiry(entry) == clock.now + (5 if kind == "step" else spec.ttl_s)
 
 
 def test_a_read_does_not_lengthen_a_life(clock: Clock) -> None:
-    tier = CacheTier(LARGE, {"episode": 10})
+    tier = CacheTier(Shelf(LARGE, {"episode": 10}))
     space = tier.space("episode", "n")
     put(tier, space, "x")
     for _ in range(9):
@@ -125,9 +125,9 @@ def test_a_read_does_not_lengthen_a_life(clock: Clock) -> None:
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    probe = CacheTier(LARGE, {})
+    probe = CacheTier(Shelf(LARGE, {}))
     put(probe, probe.space("episode", "n"), "a")
-    tier = CacheTier(3 * probe.used_bytes, {})
+    tier = CacheTier(Shelf(3 * probe.shelf.used_bytes, {}))
     space = tier.space("episode", "n")
     for id_ in "abc":
         put(tier, space, id_)
@@ -136,18 +136,18 @@ def test_the_least_recently_used_goes_first() -> None:
     assert [read(tier, space, id_) is not None for id_ in "abcd"] == [True, False, True, True]
     assert space.counters.evictions == 1
     put(tier, space, "e")  # "a" was read first of those that are left
-    assert [tier.space_of(key)[1] for key in tier.keys()] == ["c", "d", "e"]  # noqa: SIM118 - not a dict
+    assert [tier.shelf.space_of(key)[1] for key in tier.shelf.keys()] == ["c", "d", "e"]  # noqa: SIM118 - not a dict
 
 
 def test_an_eviction_counts_for_the_kind_that_lost() -> None:
-    tier = CacheTier(1000, {})
+    tier = CacheTier(Shelf(1000, {}))
     put(tier, tier.space("step", "n"), "a", 300)
     put(tier, tier.space("episode", "n"), "a", 500)
-    assert (tier.counters["step"].evictions, tier.counters["episode"].evictions) == (1, 0)
+    assert (tier.shelf.counters["step"].evictions, tier.shelf.counters["episode"].evictions) == (1, 0)
 
 
 def test_an_entry_larger_than_the_budget_is_not_kept() -> None:
-    tier = CacheTier(1000, {})
+    tier = CacheTier(Shelf(1000, {}))
     space = tier.space("episode", "n")
     put(tier, space, "small")
     put(tier, space, "large", 5000)
@@ -155,14 +155,14 @@ def test_an_entry_larger_than_the_budget_is_not_kept() -> None:
     assert read(tier, space, "small") is not None, "it pushed nothing out"
     put(tier, space, "small", 5000)
     assert read(tier, space, "small") is None, "the old value must not stay in its place"
-    assert (len(tier), tier.used_bytes) == (0, 0)
+    assert (len(tier.shelf), tier.shelf.used_bytes) == (0, 0)
 
 
 def test_no_budget_caches_nothing() -> None:
-    tier = CacheTier(0, {})
+    tier = CacheTier(Shelf(0, {}))
     put(tier, tier.space("episode", "n"), "x")
     publish(tier, Change("episode", "n", "x", None, "insert", 1, pack_row(["x", 1])))
-    assert (len(tier), tier.used_bytes) == (0, 0)
+    assert (len(tier.shelf), tier.shelf.used_bytes) == (0, 0)
 
 
 actions = st.tuples(
@@ -177,7 +177,7 @@ actions = st.tuples(
 @settings(deadline=None)
 @given(st.integers(0, 8000), st.lists(actions, max_size=60))
 def test_the_budget_is_never_exceeded_and_the_books_are_right(budget: int, done: list[tuple[str, int, int]]) -> None:
-    tier = CacheTier(budget, {})
+    tier = CacheTier(Shelf(budget, {}))
     episodes, steps = tier.space("episode", "n"), tier.space("step", "n")
     for action, number, size in done:
         id_ = f"id{number}"
@@ -212,9 +212,9 @@ def test_the_budget_is_never_exceeded_and_the_books_are_right(budget: int, done:
                 # Forward, or back to where the database was before.
                 tier.restart(tier.head._replace(position=max(0, tier.position + number - 6), nonce=number))
             case "clear":
-                tier.clear()
-        assert tier.used_bytes == real_bytes(tier)
-        assert 0 <= tier.used_bytes <= budget
+                tier.shelf.clear()
+        assert tier.shelf.used_bytes == real_bytes(tier)
+        assert 0 <= tier.shelf.used_bytes <= budget
 
 
 # Just before and just after Python's dictionaries have grown, which is when an entry costs least and most.
@@ -222,7 +222,7 @@ def test_the_budget_is_never_exceeded_and_the_books_are_right(budget: int, done:
 @pytest.mark.parametrize("size", [100, 1000])
 def test_the_books_agree_with_what_python_really_takes(size: int, count: int) -> None:
     """Real bytes, what an entry costs included: within 15 % of what tracemalloc sees."""
-    tier = CacheTier(LARGE, {})
+    tier = CacheTier(Shelf(LARGE, {}))
     space = tier.space("episode", "n")
     ids = [f"0193a2b4-5c6d-7e8f-9a0b-{number:012x}" for number in range(count)]
     row = pack_row(["x" * size])
@@ -237,15 +237,15 @@ def test_the_books_agree_with_what_python_really_takes(size: int, count: int) ->
         taken = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert len(tier) == count
-    words = f"an entry takes {taken / count:.0f} bytes, {tier.used_bytes / count:.0f} are counted"
-    assert abs(taken - tier.used_bytes) <= 0.15 * taken, words
+    assert len(tier.shelf) == count
+    words = f"an entry takes {taken / count:.0f} bytes, {tier.shelf.used_bytes / count:.0f} are counted"
+    assert abs(taken - tier.shelf.used_bytes) <= 0.15 * taken, words
 
 
 def test_adopted_entries_never_push_out_what_is_there() -> None:
-    probe = CacheTier(LARGE, {})
+    probe = CacheTier(Shelf(LARGE, {}))
     put(probe, probe.space("episode", "n"), "a")
-    tier = CacheTier(2 * probe.used_bytes, {})
+    tier = CacheTier(Shelf(2 * probe.shelf.used_bytes, {}))
     space = tier.space("episode", "n")
     put(tier, space, "a")
     entry = make_entry(boot_s() + 60, 0, [pack_row(["x", 1, "x" * 10])])
@@ -254,43 +254,43 @@ def test_adopted_entries_never_push_out_what_is_there() -> None:
         assert tier.adopt(space, "b", entry, fence)
         assert not tier.adopt(space, "c", entry, fence), "there is no room"
         assert not tier.fill_if_room(space, "d", [pack_row(["x", 1, "x" * 10])], 0, fence)
-    assert (len(tier), space.counters.evictions) == (2, 0)
+    assert (len(tier.shelf), space.counters.evictions) == (2, 0)
 
 
 def test_many_are_adopted_as_one_by_one() -> None:
-    tier, slow = CacheTier(LARGE, {}), CacheTier(LARGE, {})
+    tier, slow = CacheTier(Shelf(LARGE, {})), CacheTier(Shelf(LARGE, {}))
     entries = [make_entry(boot_s() + 60, 0, [pack_row([f"id{number}", 1])]) for number in range(5)]
     for made in (tier, slow):
         space = made.space("episode", "n")
         with made.fence() as fence:
             if made is slow:
                 publish(made, Change("episode", "n", "elsewhere", None, "delete", 1))
-                made.clear()
+                made.shelf.clear()
             made.adopt_many([f"{space.prefix}id{number}" for number in range(5)], entries, fence)
-    assert tier.keys() == slow.keys()
-    assert (len(tier), tier.used_bytes) == (5, real_bytes(tier)) == (len(slow), slow.used_bytes)
+    assert tier.shelf.keys() == slow.shelf.keys()
+    assert (len(tier.shelf), tier.shelf.used_bytes) == (5, real_bytes(tier)) == (len(slow.shelf), slow.shelf.used_bytes)
     put(tier, tier.space("episode", "n"), "id2")
-    assert [tier.space_of(key)[1] for key in tier.keys()] == ["id0", "id1", "id3", "id4", "id2"]  # noqa: SIM118
+    assert [tier.shelf.space_of(key)[1] for key in tier.shelf.keys()] == ["id0", "id1", "id3", "id4", "id2"]  # noqa: SIM118
     with tier.fence() as fence:
         publish(tier, Change("episode", "n", "x", None, "update", 1, pack_row(["x", 1])))
-        before = tier._entries.peek("0/x")
+        before = tier.shelf.peek("0/x")
         tier.adopt_many(["0/x", "0/y"], entries[:2], fence)
-        assert tier._entries.peek("0/x") == before, "it has changed since"
-        assert tier._entries.peek("0/y") == entries[1]
+        assert tier.shelf.peek("0/x") == before, "it has changed since"
+        assert tier.shelf.peek("0/y") == entries[1]
 
 
 def test_refreshing_makes_entries_recently_used() -> None:
-    tier = CacheTier(LARGE, {})
+    tier = CacheTier(Shelf(LARGE, {}))
     space = tier.space("episode", "n")
     for id_ in "abc":
         put(tier, space, id_)
-    tier.refresh([(space, "b"), (space, "a"), (space, "nothing")])
-    assert [tier.space_of(key)[1] for key in tier.keys()] == ["c", "b", "a"]  # noqa: SIM118 - not a dict
+    tier.shelf.refresh([(space, "b"), (space, "a"), (space, "nothing")])
+    assert [tier.shelf.space_of(key)[1] for key in tier.shelf.keys()] == ["c", "b", "a"]  # noqa: SIM118 - not a dict
     assert space.counters.hits == 0
 
 
 def test_spaces_keep_kinds_and_namespaces_apart() -> None:
-    tier = CacheTier(LARGE, {})
+    tier = CacheTier(Shelf(LARGE, {}))
     names = ["n", "0", "0/", "1/n", "n/x"]
     spaces = [tier.space(kind, name) for kind in RECORDS for name in names]
     assert len({space.prefix for space in spaces}) == len(spaces)
@@ -298,22 +298,22 @@ def test_spaces_keep_kinds_and_namespaces_apart() -> None:
         put(tier, space, "/x/")
     for space in spaces:
         assert tier.space(space.kind, space.namespace) is space
-        assert tier.space_of(space.prefix + "/x/") == (space, "/x/")
+        assert tier.shelf.space_of(space.prefix + "/x/") == (space, "/x/")
         assert read(tier, space, "/x/") is not None
 
 
 def test_what_is_saved_is_the_past_and_nothing_newer() -> None:
-    tier = CacheTier(LARGE, {})
+    tier = CacheTier(Shelf(LARGE, {}))
     space = tier.space("episode", "n")
     put(tier, space, "x")
     head = tier.head
     publish(tier, Change("episode", "n", "y", None, "insert", 1, pack_row(["y", 1])))
     names = [space.prefix + id_ for id_ in "xy"]
-    assert tier.keys() == names
-    assert tier.entries(tier.keys(), head.position, is_now=False)[0] == names[:1]
-    assert tier.entries(tier.keys(), tier.position, is_now=True)[0] == names
-    assert tier.entries(["0/gone", *names], tier.position, is_now=True)[0] == names
-    assert tier.entries(["0/gone"], tier.position, is_now=True) == ([], [])
+    assert tier.shelf.keys() == names
+    assert tier.shelf.entries(tier.shelf.keys(), [head.position], is_now=False)[0] == names[:1]
+    assert tier.shelf.entries(tier.shelf.keys(), [tier.position], is_now=True)[0] == names
+    assert tier.shelf.entries(["0/gone", *names], [tier.position], is_now=True)[0] == names
+    assert tier.shelf.entries(["0/gone"], [tier.position], is_now=True) == ([], [])
     tier.restart(tier.head._replace(position=9))
     put(tier, space, "z")
-    assert tier.entries(tier.keys(), tier.position, is_now=True)[0] == [space.prefix + "z"]
+    assert tier.shelf.entries(tier.shelf.keys(), [tier.position], is_now=True)[0] == [space.prefix + "z"]

@@ -57,7 +57,7 @@ TWICE: list[tuple[ColumnElement[bool], ColumnElement[bool]]] = [
 def test_kept_text_takes_the_new_values(number: int) -> None:
     """The second expression of a shape must be asked exactly as if it had been compiled alone."""
     for where in (*TWICE[number], *TWICE[number]):
-        query = count_query(SPEC, "n", where)
+        query = count_query(dialect(), SPEC, "n", where)
         namespaced = (c.namespace == "n") & where
         alone = select(func.count()).select_from(SPEC.table).where(namespaced)
         made = alone.compile(dialect=dialect(), compile_kwargs={"render_postcompile": True})
@@ -71,9 +71,9 @@ def test_kept_text_takes_the_new_values(number: int) -> None:
 
 def test_one_expression_in_filter_and_order_then_two_of_the_same_shape(connection: sqlite3.Connection) -> None:
     both = c.context["i"].as_integer()
-    page_query(SPEC, "n", both > 1, parse_order(SPEC, both), 10, None)
+    page_query(dialect(), SPEC, "n", both > 1, parse_order(SPEC, both), 10, None)
     other = c.context["j"].as_integer()
-    query = page_query(SPEC, "n", both > 1, parse_order(SPEC, other), 10, None)
+    query = page_query(dialect(), SPEC, "n", both > 1, parse_order(SPEC, other), 10, None)
     assert query.parameters.count('$."i"') == 1
     connection.execute(*query).fetchall()
 
@@ -82,6 +82,6 @@ def test_one_expression_in_filter_and_order_then_two_of_the_same_shape(connectio
 def test_named_parameters_are_refused_for_they_could_stand_in_for_the_stores(name: str) -> None:
     where = c.domain == bindparam(name, "other")
     with pytest.raises(ConfigurationError, match="holds a named parameter"):
-        count_query(SPEC, "n", where)
+        count_query(dialect(), SPEC, "n", where)
     with pytest.raises(ConfigurationError, match="holds a named parameter"):
-        page_query(SPEC, "n", where, parse_order(SPEC, None), 10, None)
+        page_query(dialect(), SPEC, "n", where, parse_order(SPEC, None), 10, None)

@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 
 from memory_store import ConfigurationError, Limits, MemoryStore, Settings
 from memory_store.config import check_namespace, resolve_settings
-from memory_store.durable.engine import parse_url
+from memory_store.durable.engine import ServerTarget, parse_url
 
 # For each setting: text as the environment or a URL has it, its value, and two others of the right form.
 FORMS: dict[str, tuple[str, Any, str, Any, Any]] = {
     "migrate": ("check", "check", "check", "check", "auto"),
     "freshness": ("linearizable", "linearizable", "linearizable", "linearizable", "bounded"),
     "staleness_s": ("0.5", 0.5, "0", 0.0, 3.0),
+    "outage_staleness_s": ("1.5", 1.5, "0", 0.0, 3.0),
     "timeout_s": ("1.5", 1.5, "2", 2.0, 3.0),
+    "statement_timeout_s": ("1.5", 1.5, "2", 2.0, 3.0),
     "transaction_timeout_s": ("1.5", 1.5, "2", 2.0, 3.0),
     "cache_max_bytes": ("1000", 1000, "2000", 2000, 3000),
     "cache_path": ("a", "a", "b", "b", "c"),
@@ -30,6 +32,16 @@ FORMS: dict[str, tuple[str, Any, str, Any, Any]] = {
     "ttl_s": ('{"step": 60}', {"step": 60}, '{"step": 61.5}', {"step": 61.5}, {"step": 62}),
     "limits": ('{"key_bytes": 8}', Limits(key_bytes=8), '{"key_bytes": 9}', Limits(key_bytes=9), Limits(key_bytes=10)),
     "actor": ("a", "a", "b", "b", "c"),
+    "shared_cache": ("redis://a", "redis://a", "unix:///b", "unix:///b", "rediss://c"),
+    "shared_cache_timeout_s": ("1.5", 1.5, "2", 2.0, 3.0),
+    "heads": ("1", 1, "2", 2, 256),
+    "pool_size": ("1", 1, "2", 2, 3),
+    "pool_timeout_s": ("1.5", 1.5, "2", 2.0, 3.0),
+    "pool_lifetime_s": ("1.5", 1.5, "2", 2.0, 3.0),
+    "pooler": ("true", True, "Off", False, True),
+    "hints": ("false", False, "On", True, False),
+    "breaker_failures": ("1", 1, "2", 2, 3),
+    "breaker_pause_s": ("0", 0.0, "2", 2.0, 3.0),
     "telemetry": ("true", True, "Off", False, True),
 }
 
@@ -76,6 +88,23 @@ def test_a_url_carries_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         ("timeout_s", "30", "timeout_s must be a finite number, got '30'"),
         ("timeout_s", True, "timeout_s must be a finite number, got True"),
         ("transaction_timeout_s", 0, "transaction_timeout_s must be greater than 0"),
+        ("statement_timeout_s", 0, "statement_timeout_s must be greater than 0"),
+        ("pool_timeout_s", 0, "pool_timeout_s must be greater than 0"),
+        ("pool_lifetime_s", -1, "pool_lifetime_s must be greater than 0"),
+        ("breaker_pause_s", -1, "breaker_pause_s must be at least 0"),
+        ("heads", 0, "heads must be an integer from 1 to 256, got 0"),
+        ("heads", 257, "heads must be an integer from 1 to 256, got 257"),
+        ("heads", 16.0, "heads must be an integer from 1 to 256, got 16.0"),
+        ("pool_size", True, "pool_size must be an integer from 1 to 1,000, got True"),
+        ("pool_size", 1001, "pool_size must be an integer from 1 to 1,000, got 1001"),
+        ("outage_staleness_s", -1, "outage_staleness_s must be at least 0, got -1"),
+        ("shared_cache", "", "shared_cache must be a URL with redis://, rediss:// or unix://, or None"),
+        ("shared_cache", "http://host", "shared_cache must be a URL with redis://, rediss:// or unix://, or None"),
+        ("shared_cache", 5, "shared_cache must be a URL with redis://, rediss:// or unix://, or None"),
+        ("shared_cache_timeout_s", 0, "shared_cache_timeout_s must be greater than 0, got 0"),
+        ("pooler", 1, "pooler must be True or False, got 1"),
+        ("hints", None, "hints must be True or False, got None"),
+        ("breaker_failures", 0, "breaker_failures must be an integer from 1 to 1,000,000, got 0"),
         ("cache_max_bytes", -1, "cache_max_bytes must be at least 0, got -1"),
         ("cache_max_bytes", None, "cache_max_bytes must be a finite number, got None"),
         ("cache_save_interval_s", -0.5, "cache_save_interval_s must be at least 0, got -0.5"),
@@ -102,6 +131,9 @@ def test_a_bad_value_is_named(name: str, value: Any, message: str) -> None:
         ("telemetry", ""),
         ("cache_max_bytes", "1.5"),
         ("cache_max_bytes", ""),
+        ("heads", "16.0"),
+        ("heads", "many"),
+        ("pool_size", ""),
         ("ttl_s", "60"),
         ("ttl_s", "{"),
         ("limits", '{"key_bites": 1}'),
@@ -120,10 +152,10 @@ def test_text_of_a_wrong_form_says_where_it_came_from(name: str, text: str, monk
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(
-        ConfigurationError, match="unknown URL parameter 'timeout'; known: migrate, freshness, staleness_s, timeout_s"
+        ConfigurationError, match="unknown URL parameter 'timeout'; known: migrate, freshness, staleness_s, outage_staleness_s, timeout_s"
     ):
         MemoryStore("sqlite:///agent.db?timeout=5")
-    with pytest.raises(TypeError, match="unknown setting 'timeout'; known: migrate, freshness, staleness_s, timeout_s"):
+    with pytest.raises(TypeError, match="unknown setting 'timeout'; known: migrate, freshness, staleness_s, outage_staleness_s, timeout_s"):
         MemoryStore("sqlite:///agent.db", timeout=5)
     with pytest.raises(ConfigurationError, match="ttl_s names unknown kind 'stepp'; known: episode, step"):
         MemoryStore("sqlite:///agent.db", ttl_s={"stepp": 5})
@@ -174,7 +206,16 @@ def test_a_namespace_of_a_wrong_type_is_a_type_error(name: Any) -> None:
     [
         ("agent.db", "not a database URL: 'agent.db'; try sqlite:///agent.db"),
         ("", "not a database URL"),
-        ("postgresql://localhost/x", "database 'postgresql' is not supported; use sqlite:///path"),
+        (
+            "mysql://localhost/x",
+            "database 'mysql' is not supported; use sqlite:///path or postgresql://user@host/database",
+        ),
+        (
+            "postgresql+psycopg://localhost/x",
+            r"driver 'psycopg' is not supported; use postgresql:// or postgresql\+asyncpg",
+        ),
+        ("postgresql://me:secret@localhost", "a PostgreSQL URL names a database: postgresql://user@host/database"),
+        ("postgresql://me:secret@localhost:port/x", "not a database URL"),
         ("sqlite+pysqlite:///x", r"driver 'pysqlite' is not supported; use sqlite:///path or sqlite\+aiosqlite"),
         ("sqlite://agent.db", "a SQLite URL has no host or user: .*three slashes for a relative path"),
         ("sqlite://me:secret@host/agent.db", "a SQLite URL has no host or user"),
@@ -197,3 +238,17 @@ def test_urls_name_a_file_or_memory() -> None:
         assert parse_url(memory).memory
     with pytest.raises(TypeError, match="url must be a str or sqlalchemy URL, got PosixPath"):
         parse_url(Path("agent.db"))  # type: ignore[arg-type]
+
+
+def test_a_server_url_tells_the_stores_settings_from_the_servers() -> None:
+    target = parse_url("postgresql://me:secret@host:6000/agents?pool_size=3&connect_timeout=9&heads=4&sslmode=require")
+    assert isinstance(target, ServerTarget)
+    assert target.parameters == {"pool_size": "3", "heads": "4"}
+    assert dict(target.url.query) == {"sslmode": "require", "connect_timeout": "9"}
+    assert target.dsn == "postgresql://me:secret@host:6000/agents?connect_timeout=9&sslmode=require"
+    assert "secret" not in target.name
+    assert target.name.endswith("host:6000/agents")
+    for name in ("postgresql+asyncpg", "postgres"):
+        same = parse_url(f"{name}://me:secret@host:6000/agents?connect_timeout=9&sslmode=require")
+        assert isinstance(same, ServerTarget)
+        assert (same.dsn, same.name) == (target.dsn, target.name)

@@ -264,7 +264,7 @@ async def test_the_most_used_and_newest_are_kept_when_not_all_fit(file_url: str)
     store, status = await opened(file_url, cache_version="2", cache_max_bytes=40_000)
     assert 20 <= status.entries < 60
     assert status.used_bytes <= 40_000
-    cached = [store._cache.space_of(key)[1] for key in store._cache.keys()]  # noqa: SIM118 - not a dict
+    cached = [store._shelf.space_of(key)[1] for key in store._shelf.keys()]  # noqa: SIM118 - not a dict
     assert sorted(cached) == [f"p{number:03}" for number in range(200 - status.entries, 200)]
     assert cached[-1] == "p199", "the most used is the last to be pushed out"
     assert await store.patterns.count(Pattern.c.usage_count >= 0) == 200
@@ -276,7 +276,7 @@ async def test_what_was_used_last_comes_first_in_a_rebuild(filled: str) -> None:
     await store.episodes.get("e3")
     await store.close()
     store, _ = await opened(filled, cache_version="2", cache_max_bytes=1500)
-    ids = [store._cache.space_of(key)[1] for key in store._cache.keys()]  # noqa: SIM118 - not a dict
+    ids = [store._shelf.space_of(key)[1] for key in store._shelf.keys()]  # noqa: SIM118 - not a dict
     assert "e3" in ids
     await store.close()
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from memory_store import ConstraintError, DurableUnavailableError
 from memory_store.durable.engine import Target, make_engine
-from memory_store.durable.lane import Lane
+from memory_store.durable.lane import Lane, ThreadLane
 from tests.unit.conftest import Blocker
 
 
@@ -94,7 +94,7 @@ async def test_run_translates_driver_errors_and_submit_does_not(lane: Lane) -> N
 
 async def test_closing_waits_for_what_is_queued(path: str, blocker: type[Blocker]) -> None:
     engine = make_engine(Target(path, False, {}), 5.0)
-    lane = await Lane.open(engine)
+    lane = await ThreadLane.open(engine)
     async with blocker(lane).block():
         queued = lane.submit(lambda connection: connection.execute("SELECT 1").fetchone())
         closing = asyncio.create_task(lane.close())
@@ -133,7 +133,7 @@ async def test_opening_what_is_no_database_is_translated(tmp_path: Path) -> None
 
 async def look_into(engine: AsyncEngine) -> None:
     """Open a lane and read."""
-    opened = await Lane.open(engine)
+    opened = await ThreadLane.open(engine)
     try:
         await opened.run(lambda connection: connection.execute("SELECT * FROM sqlite_master").fetchall())
     finally:

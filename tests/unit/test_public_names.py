@@ -13,7 +13,7 @@ import pytest
 
 import memory_store
 from memory_store import MemoryStore, errors
-from memory_store.cache.tier import CacheTier
+from memory_store.cache.shelf import Shelf
 from memory_store.codec import CODECS
 from memory_store.durable.schema import METADATA
 from memory_store.durable.statements import STATEMENTS
@@ -144,7 +144,7 @@ def test_a_kind_is_complete(kind: str) -> None:
     assert spec.table.metadata is METADATA
     assert CODECS[kind].spec is spec
     assert kind in STATEMENTS
-    assert kind in CacheTier(0, {}).counters
+    assert kind in Shelf(0, {}).counters
     assert store.collection(kind) in vars(store).values(), "every kind is an attribute of the store"
     assert MAKE.keys() == CHANGE.keys() == RECORD_STRATEGIES.keys() == RECORDS.keys()
     assert (Path(__file__).parents[1] / "golden" / f"{kind}.json").is_file(), "every kind has a golden sample"

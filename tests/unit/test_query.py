@@ -14,7 +14,7 @@ from sqlalchemy import func
 from memory_store import ConfigurationError, Episode, Limits
 from memory_store.codec import CODECS
 from memory_store.durable.query import count_query, cursor_after, page_query, parse_order
-from memory_store.durable.statements import STATEMENTS
+from memory_store.durable.statements import STATEMENTS, dialect
 from memory_store.records import RECORDS
 from tests.unit.samples import make_episode
 
@@ -73,7 +73,7 @@ def all_pages(connection: sqlite3.Connection, order_by: Any, limit: int, where: 
     cursor: str | None = None
     parsed = parse_order(SPEC, order_by)
     while True:
-        query = page_query(SPEC, "n", where, parsed, limit + 1, cursor)
+        query = page_query(dialect(), SPEC, "n", where, parsed, limit + 1, cursor)
         rows = connection.execute(*query).fetchall()
         pages.append([CODEC.decode(row[: len(SPEC.columns)]) for row in rows[:limit]])
         if len(rows) <= limit:
@@ -136,7 +136,7 @@ def test_the_forms_of_an_order() -> None:
     with pytest.raises(TypeError, match=r"order_by must be an expression over Episode\.c"):
         parse_order(SPEC, "domain")
     with pytest.raises(ConfigurationError, match=r"order_by of episode reads patterns\.id; it may only read episodes"):
-        page_query(SPEC, "n", None, parse_order(SPEC, RECORDS["pattern"].table.c.id), 10, None)
+        page_query(dialect(), SPEC, "n", None, parse_order(SPEC, RECORDS["pattern"].table.c.id), 10, None)
 
 
 def plan(connection: sqlite3.Connection, query: Any) -> str:
@@ -155,9 +155,9 @@ def test_the_listing_by_domain_and_time_walks_its_index(
     parsed = parse_order(SPEC, c.created_at.desc() if descending else c.created_at)
     cursor = None
     if follows:
-        first = page_query(SPEC, "n", c.domain == "web", parsed, 51, None)
+        first = page_query(dialect(), SPEC, "n", c.domain == "web", parsed, 51, None)
         cursor = cursor_after(parsed, connection.execute(*first).fetchall()[49])
-    found = plan(connection, page_query(SPEC, "n", c.domain == "web", parsed, 51, cursor))
+    found = plan(connection, page_query(dialect(), SPEC, "n", c.domain == "web", parsed, 51, cursor))
     bound = ("<" if descending else ">") if follows else ""
     assert "USING INDEX ix_episodes_namespace_domain_created_at (namespace=? AND domain=?" in found
     assert not follows or f"created_at{bound}?" in found
@@ -174,20 +174,20 @@ def test_the_listing_by_domain_and_time_walks_its_index(
     ],
 )
 def test_counts_use_their_index(connection: sqlite3.Connection, where: Any, index: str) -> None:
-    assert index in plan(connection, count_query(SPEC, "n", where))
+    assert index in plan(connection, count_query(dialect(), SPEC, "n", where))
 
 
 def test_queries_share_an_id_only_if_they_ask_the_same() -> None:
     asked = [
-        count_query(SPEC, "n", None),
-        count_query(SPEC, "m", None),
-        count_query(RECORDS["pattern"], "n", None),
-        count_query(SPEC, "n", c.domain == "a"),
-        count_query(SPEC, "n", c.domain == "b"),
-        count_query(SPEC, "n", c.status == "a"),
-        count_query(SPEC, "n", c.reward_score == 1),
-        count_query(SPEC, "n", c.reward_score > 1),
-        count_query(SPEC, "n", c.created_at > START),
+        count_query(dialect(), SPEC, "n", None),
+        count_query(dialect(), SPEC, "m", None),
+        count_query(dialect(), RECORDS["pattern"], "n", None),
+        count_query(dialect(), SPEC, "n", c.domain == "a"),
+        count_query(dialect(), SPEC, "n", c.domain == "b"),
+        count_query(dialect(), SPEC, "n", c.status == "a"),
+        count_query(dialect(), SPEC, "n", c.reward_score == 1),
+        count_query(dialect(), SPEC, "n", c.reward_score > 1),
+        count_query(dialect(), SPEC, "n", c.created_at > START),
     ]
     assert len({query.id for query in asked}) == len(asked)
-    assert count_query(SPEC, "n", c.domain == "a").id == asked[3].id
+    assert count_query(dialect(), SPEC, "n", c.domain == "a").id == asked[3].id

@@ -106,7 +106,7 @@ async def test_reads_asked_for_meanwhile_are_read_together(lane: Lane, filled: s
             ask(number)
     await done.wait()
     assert answered == {f"e{number:03}": [f"e{number:03}"] for number in range(101)}
-    reads = [statement for statement in statements if "FROM episodes" in statement]
+    reads = [statement for statement in statements if "JOIN episodes" in statement]
     assert len(reads) == 2, "the first alone, the hundred that came meanwhile together"
 
 
@@ -114,8 +114,8 @@ async def test_what_a_read_saw_of_the_log_is_told_before_its_rows(lane: Lane, fi
     order: list[str] = []
 
     class Noting(Ears):
-        def deliver(self, run: Run) -> None:
-            super().deliver(run)
+        def deliver(self, run: Run, began: float | None = None) -> None:
+            super().deliver(run, began)
             order.append("told")
 
     ears = Noting(read_head(filled))

@@ -14,7 +14,7 @@ from tests.unit.samples import make_episode, make_step
 
 def reading_lane(store: MemoryStore) -> Lane:
     """The lane of the point reads."""
-    return store._access.durable.reader._lane
+    return store._access.shard.reader._lane
 
 
 async def settle() -> None:
@@ -36,7 +36,7 @@ async def test_many_askers_share_one_read(file_store: MemoryStore) -> None:
     await reading_lane(file_store).run(lambda connection: connection.set_trace_callback(None))
     after = file_store.stats().cache["episode"]
     assert (after.misses - before.misses, after.fills - before.fills) == (100, 1)
-    assert sum("FROM episodes" in statement for statement in statements) == 1
+    assert sum("JOIN episodes" in statement for statement in statements) == 1
 
 
 async def test_a_cancelled_asker_leaves_the_read_to_the_others(file_store: MemoryStore) -> None:

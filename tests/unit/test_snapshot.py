@@ -24,7 +24,7 @@ Entries = tuple[list[str], list[bytes]]
 
 def header(age_s: float = 1_000.0) -> Header:
     """A header of a cache whose clock says this."""
-    return Header("key", HeadState(42, (1 << 63) - 1, "store", 1), age_s, SPACES)
+    return Header("key", [HeadState(42, (1 << 63) - 1, "store", 1), HeadState(7, 5, "store", 1, 1)], age_s, SPACES)
 
 
 HEADER = header()
@@ -125,8 +125,12 @@ def test_a_forged_entry_is_refused(keys: list[Any], made: list[Any], tmp_path: P
     "change",
     [
         {"version_key": 5},
-        {"head": ("1", 2, "store", 1)},
-        {"head": (1, 2, "store", None)},
+        {"heads": [("1", 2, "store", 1, 0)]},
+        {"heads": [(1, 2, "store", None, 0)]},
+        {"heads": [(1, 2, "store", 1)]},
+        {"heads": [(1, 2, "store", 1, 1)]},
+        {"heads": [(1, 2, "store", 1, 0), (1, 2, "store", 1, 0)]},
+        {"heads": "none"},
         {"age_s": float("inf")},
         {"age_s": float("nan")},
         {"age_s": "now"},

@@ -15,6 +15,7 @@ from memory_store.durable.statements import (
     head_claim,
     head_select,
     head_update,
+    heads_select,
     log_insert,
     pad,
 )
@@ -124,16 +125,19 @@ def test_no_point_statement_scans_a_table(kind: str, connection: sqlite3.Connect
 
 
 def test_the_head_is_one_row_that_counts_up(connection: sqlite3.Connection) -> None:
-    [(position, nonce, store_id, epoch)] = connection.execute(head_select()).fetchall()
+    [head] = connection.execute(heads_select()).fetchall()
+    position, nonce, store_id, epoch, shard = head
+    assert connection.execute(head_select(), (shard,)).fetchall() == [head]
+    assert connection.execute(head_select(), (shard + 1,)).fetchall() == []
     assert len(store_id) == 32
     # The upgrade that made the database is its first commit, and began its second epoch.
     logged = connection.execute("SELECT position, kind, operation, nonce FROM changes").fetchall()
     assert logged == [(position, "store", "upgrade", nonce)]
-    assert (position, epoch) == (1, 2)
-    assert connection.execute(head_claim()).fetchall() == [(position, nonce, store_id, epoch)]
+    assert (position, epoch, shard) == (1, 2, 0)
+    assert connection.execute(head_claim(), (shard,)).fetchall() == [head]
     assert connection.execute("SELECT writing FROM head").fetchall() == [(1,)]
-    assert connection.execute(head_update(), (77,)).fetchall() == [(2,)]
-    assert connection.execute(head_select()).fetchall() == [(2, 77, store_id, 2)]
+    assert connection.execute(head_update(), (77, shard)).fetchall() == [(2,)]
+    assert connection.execute(head_select(), (shard,)).fetchall() == [(2, 77, store_id, 2, 0)]
     assert connection.execute("SELECT writing FROM head").fetchall() == [(0,)], "no committed head is claimed"
     assert log_insert().count("?") == len(CHANGES.columns)
 

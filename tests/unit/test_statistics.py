@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from memory_store import ConfigurationError, MemoryStore, RecordNotFoundError, StoreClosedError, StoreStats
 from memory_store.cache.entries import Counters
-from memory_store.distribution import Distribution
+from memory_store.distribution import Distribution, merged
 from memory_store.statistics import METRICS
 from tests.unit.samples import make_episode, make_step
 
@@ -70,7 +70,7 @@ def test_nothing_recorded_is_0_and_a_percentile_beyond_100_is_refused() -> None:
 
 def test_a_copy_stays_as_it_is() -> None:
     made = distribution([1, 2])
-    kept = made.copy()
+    kept = merged([made])
     made.record(8)
 
     assert kept == distribution([1, 2])
@@ -159,7 +159,7 @@ async def test_the_lag_is_what_the_last_look_found(file_url: str) -> None:
 async def test_the_age_of_the_look_is_unknown_while_the_cache_is_in_doubt(file_store: MemoryStore) -> None:
     await file_store.episodes.get("a")
     known = file_store.stats().looked_s_ago
-    file_store._coherence.doubt()
+    file_store._access.coherence.doubt()
 
     assert known is not None
     assert file_store.stats().looked_s_ago is None
@@ -210,8 +210,10 @@ async def test_checkpoints_and_their_age(file_store: MemoryStore) -> None:
 
 
 async def test_a_failed_checkpoint_is_counted_in_both(file_store: MemoryStore) -> None:
-    file_store._access.durable.checkpointer.failures += 1
-    file_store._cache.failures += 1
+    checkpointer = file_store._access.durable.checkpointer
+    assert checkpointer is not None
+    checkpointer.failures += 1
+    file_store._access.cache.failures += 1
     stats = file_store.stats()
 
     assert (stats.checkpoint_failures, stats.failures) == (1, 2)
@@ -228,7 +230,7 @@ async def test_feeds_are_counted_while_they_are_followed(file_store: MemoryStore
 
 
 async def test_totals_are_those_of_all_kinds(file_store: MemoryStore) -> None:
-    counters = file_store._cache.counters
+    counters = file_store._shelf.counters
     counters["episode"] = Counters(invalidations=1, dirty_fills=2)
     counters["step"] = Counters(invalidations=10, dirty_fills=20)
     stats = file_store.stats()

@@ -40,7 +40,7 @@ def commits(ears: Ears) -> list[Commit]:
 async def writer(lane: Lane, path: str, ears: Ears) -> AsyncIterator[Writer]:
     """A writer on the lane, and on a migrated database: its first commit is not the log's first."""
     lock = FileLock(path + "-lock", 5.0)
-    made = Writer(lane, lock, Checkpointer(path, lock), LogWriter("me", ears.head.epoch), ears)
+    made = Writer(lane, Checkpointer(path, lock), LogWriter("me", ears.head.epoch), ears)
     yield made
     await made.drain()
     lock.close()
@@ -112,6 +112,21 @@ async def test_one_failing_write_fails_alone(
     ]
 
 
+async def test_nothing_of_a_collision_is_logged(writer: Writer, lane: Lane, commits: list[Commit]) -> None:
+    await writer.submit(put(make_episode(id="b")))
+    async with Blocker(lane).block():
+        first = writer.submit(put(make_episode(id="first")))
+        futures = [writer.submit(put(make_episode(id=id_))) for id_ in "abca"]
+    written = await asyncio.gather(first, *futures)
+    assert [outcome.result[0][:2] for outcome in written[1:]] == [["a", 1], ["b", 2], ["c", 1], ["a", 2]]
+    assert [(change.key, change.operation) for change in commits[-1].changes] == [
+        ("a", "insert"),
+        ("b", "update"),
+        ("c", "insert"),
+        ("a", "update"),
+    ]
+
+
 async def test_writes_keep_the_order_they_came_in(writer: Writer, lane: Lane, commits: list[Commit]) -> None:
     async with Blocker(lane).block():
         futures = [writer.submit(put(make_episode(id="x", domain=str(number)))) for number in range(20)]
@@ -134,7 +149,7 @@ async def test_a_write_is_published_before_it_is_answered(lane: Lane, path: str,
             order.append("published")
 
     lock = FileLock(path + "-lock", 5.0)
-    writer = Writer(lane, lock, Checkpointer(path, lock), LogWriter("", ears.head.epoch), Noting(ears.head))
+    writer = Writer(lane, Checkpointer(path, lock), LogWriter("", ears.head.epoch), Noting(ears.head))
     future = writer.submit(put(make_episode()))
     future.add_done_callback(lambda _: order.append("answered"))
     await future

@@ -1,0 +1,308 @@
+"""PostgreSQL: an asyncpg connection in the shape of `durable/connection.py`, its words, its errors.
+
+A `Connection` is used by plain functions that its `runner` runs on the event loop: each statement switches to the loop
+and back when the server has answered. So the durable tier is written once, and no thread is between it and the driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any, TypeVar
+
+import asyncpg
+
+from memory_store.durable.changes import CHANGES, HeadState
+from memory_store.durable.connection import ServerText
+from memory_store.durable.dialects import ConnectionLostError, TransientError
+from memory_store.durable.dialects.postgresql_inserts import SETTINGS, insert_text
+from memory_store.durable.runner import Runner
+from memory_store.durable.statements import (
+    STATEMENTS,
+    head_claim,
+    log_insert,
+    nonce_select,
+    server_dialect,
+    tail_select,
+)
+from memory_store.errors import (
+    ConstraintError,
+    DurableError,
+    DurableTimeoutError,
+    DurableUnavailableError,
+    StorageFullError,
+)
+from memory_store.records import RECORDS
+
+__all__ = ["Connection", "connect", "connected", "translate"]
+
+T = TypeVar("T")
+
+# Rows from which COPY beats executemany: it costs a round trip more.
+_COPY_FROM = 64
+_ON_CONFLICT = " ON CONFLICT (namespace, id) DO NOTHING"
+
+
+_CLAIM = f"SELECT position, nonce, store_id, epoch, shard FROM head WHERE shard = $1 AND {SETTINGS} FOR UPDATE"  # noqa: S608
+
+
+@cache
+def _words() -> dict[str, str]:
+    """What is said in other words here than in SQLite's."""
+    return {
+        # Without the lock, a snapshot taken before a change of the schema would find its new tables empty.
+        "BEGIN": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE head IN ACCESS SHARE MODE",
+        "BEGIN IMMEDIATE": "BEGIN ISOLATION LEVEL READ COMMITTED",
+        # The head's row is locked before anything else, so that a shard has one writer at a time, as SQLite has.
+        head_claim(): _CLAIM,
+        "SELECT name FROM sqlite_master WHERE type = 'table'": (
+            "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+        ),
+    }
+
+
+@cache
+def _copied() -> dict[str, tuple[str, list[str]]]:
+    """Table and columns of the inserts that can be made by COPY."""
+    known = {STATEMENTS[kind].insert: (spec.table.name, ["namespace", *spec.columns]) for kind, spec in RECORDS.items()}
+    return {**known, log_insert(): (CHANGES.name, [column.name for column in CHANGES.columns])}
+
+
+@cache
+def _restricted_words() -> dict[str, str]:
+    """What a role says that sees one namespace only, see `durable/row_security.py`."""
+    return {
+        tail_select(): "SELECT * FROM memory_store_tail($1, $2, $3, $4)",
+        nonce_select(): "SELECT nonce FROM memory_store_nonce($1, $2) AS nonce WHERE nonce IS NOT NULL",
+    }
+
+
+def _server_text(sql: str) -> str:
+    return str(sql) if type(sql) is ServerText else _translated(sql)
+
+
+@cache
+def _translated(sql: str) -> str:
+    pieces = _words().get(sql, sql).split("?")
+    return "".join(f"{piece}${number}" for number, piece in enumerate(pieces[:-1], 1)) + pieces[-1]
+
+
+class Cursor:
+    """What a statement returned."""
+
+    __slots__ = ("_rows", "description", "rowcount")
+
+    def __init__(self, rows: list[tuple[Any, ...]] | None, rowcount: int = -1) -> None:
+        self._rows = iter(rows or ())
+        self.description = None if rows is None else True
+        self.rowcount = rowcount
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """Return the rows that are left."""
+        return list(self._rows)
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        """Return the next row, None behind the last one."""
+        return next(self._rows, None)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return self._rows
+
+    def close(self) -> None:
+        """Drop the rows that are left."""
+        self._rows = iter(())
+
+
+class Connection:
+    """One connection to the server, for one function at a time.
+
+    Args:
+        driver: the driver's connection.
+        limits: settings that each transaction begins with, where the session cannot keep them.
+    """
+
+    def __init__(self, driver: Any, limits: Mapping[str, str] | None = None) -> None:
+        self.driver, self.runner = driver, Runner()
+        self._limits = "".join(f"; SET LOCAL {name} = {value}" for name, value in (limits or {}).items())
+        self._restricted = False
+        self.dialect = server_dialect()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        return not self.driver.is_closed() and self.driver.is_in_transaction()
+
+    def ask_rights(self) -> None:
+        """Ask whether the role sees one namespace only, which has to be known before anything else is asked."""
+        asked = "SELECT coalesce(row_security_active(to_regclass('changes')), false)"
+        [(self._restricted,)] = self.execute(asked).fetchall()
+
+    def close(self) -> None:
+        """Drop it; what the server was asked last may or may not be done."""
+        self.driver.terminate()
+        self.runner.close()
+
+    def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Cursor:
+        """Run a statement; without parameters and rows it goes as it is, in one round trip."""
+        text = _server_text(sql)
+        if self._restricted:
+            text = _restricted_words().get(sql, text)
+        if self._limits and text.startswith("BEGIN"):
+            text += self._limits
+        if text.startswith(("SELECT", "WITH")) or " RETURNING " in text:
+            return Cursor([_row(r) for r in self._wait(self.driver.fetch(text, *_texts(parameters)))])
+        status = str(self._wait(self.driver.execute(text, *_texts(parameters))))
+        if text == "COMMIT" and status != "COMMIT":
+            raise DurableError(f"the server ended a failed transaction with {status}")
+        count = status.rpartition(" ")[2]
+        return Cursor(None, int(count) if count.isdigit() else -1)
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Cursor:
+        """Run a statement for each member of `parameters`, in one round trip.
+
+        An insert that leaves what exists alone is made as one that does not: rows that exist are refused here, with all
+        others, since the server does not say how many there were.
+        """
+        rows = [_texts(row) for row in parameters]
+        if not rows:
+            return Cursor(None, 0)
+        copied = _copied().get(sql)
+        if copied is not None and len(rows) >= _COPY_FROM and not self._restricted:
+            table, columns = copied
+            self._wait(self.driver.copy_records_to_table(table, records=rows, columns=columns))
+        else:
+            self._wait(self.driver.executemany(_server_text(sql.removesuffix(_ON_CONFLICT)), rows))
+        return Cursor(None, len(rows))
+
+    def insert_and_commit(
+        self, kind: str, rows: Sequence[Sequence[Any]], head: HeadState, nonce: int, actor: str, at: int
+    ) -> bool:
+        """Insert rows that are new, log them at the position after `head` and commit, in one round trip.
+
+        Args:
+            kind: of the records.
+            rows: namespace and columns of each.
+            head: where the log must still end.
+            nonce: of the commit.
+            actor: author of the changes.
+            at: the commit's time, in microseconds.
+
+        Returns:
+            Whether it was done; False where others have committed since `head`.
+
+        Raises:
+            ConstraintError: one of them exists, or cannot be stored; nothing was written.
+            ConnectionLostError: nobody can say whether it was done.
+        """
+        columns = zip(*(_texts(row) for row in rows), strict=True)
+        parameters = (nonce, head.shard, head.position, head.nonce, actor, at, *columns)
+        return bool(self._wait(self.driver.fetch(insert_text(kind), *parameters)))
+
+    def _wait(self, answer: Coroutine[Any, Any, T]) -> T:
+        try:
+            return self.runner.wait(answer)
+        except (Exception, asyncio.CancelledError) as error:
+            translated = translate(error)
+            if isinstance(translated, ConnectionLostError | asyncio.CancelledError):
+                self.driver.terminate()  # whatever it still says is for nobody
+            if translated is error:
+                raise
+            raise translated from error
+
+
+async def connect(dsn: str, timeout_s: float, server_settings: dict[str, str], **options: Any) -> Any:
+    """Return a connection of the driver's own.
+
+    Args:
+        dsn: as libpq reads it.
+        timeout_s: longest wait for the server, in seconds.
+        server_settings: the session's parameters.
+        options: the driver's other arguments.
+
+    Raises:
+        DurableUnavailableError: the server cannot be reached, or refuses.
+    """
+    try:
+        settings = {"application_name": "memory_store", **server_settings}
+        # Seconds may be fractions here, whatever the driver's own annotation says.
+        limit_s: Any = timeout_s
+        return await asyncpg.connect(dsn, timeout=limit_s, server_settings=settings, **options)
+    except (Exception, asyncio.CancelledError) as error:
+        raise translate(error) from error
+
+
+@asynccontextmanager
+async def connected(dsn: str, timeout_s: float = 30.0) -> AsyncIterator[Connection]:
+    """Have a connection of one's own, for administration."""
+    connection = Connection(await connect(dsn, timeout_s, {}))
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+# PostgreSQL's text cannot hold NUL: it is written as SUB "0", and SUB itself as SUB "1". No JSON text holds SUB.
+_NUL, _ESCAPE = "\0", "\x1a"
+
+
+def _texts(values: Sequence[Any]) -> Sequence[Any]:
+    for value in values:
+        if type(value) is str and (_NUL in value or _ESCAPE in value):
+            return [_escaped(value) if type(value) is str else value for value in values]
+    return values
+
+
+def _escaped(text: str) -> str:
+    return text.replace(_ESCAPE, _ESCAPE + "1").replace(_NUL, _ESCAPE + "0")
+
+
+def _row(record: Any) -> tuple[Any, ...]:
+    row = tuple(record)
+    for value in row:
+        if type(value) is str and _ESCAPE in value:
+            return tuple(_unescaped(value) if type(value) is str else value for value in row)
+    return row
+
+
+def _unescaped(text: str) -> str:
+    return text.replace(_ESCAPE + "0", _NUL).replace(_ESCAPE + "1", _ESCAPE)
+
+
+# SQLSTATE, or its class, https://www.postgresql.org/docs/current/errcodes-appendix.html
+_MEANINGS: dict[str, tuple[type[DurableError], str]] = {
+    "08": (ConnectionLostError, "the connection to the server broke"),
+    "57P": (ConnectionLostError, "the server is shutting down, or starting"),
+    "25P03": (ConnectionLostError, "the transaction was idle for too long"),
+    "25006": (TransientError, "the server only reads: it is a standby"),
+    "40": (TransientError, "the transaction met another one"),
+    "55P03": (DurableTimeoutError, "another transaction keeps a lock"),
+    "57014": (DurableTimeoutError, "the statement took too long"),
+    "53100": (StorageFullError, "the server's disk is full"),
+    "53": (TransientError, "the server has no resources left"),
+    "23": (ConstraintError, "the database refused the rows"),
+    "22": (ConstraintError, "the database refused a value"),
+    "54": (ConstraintError, "a value is larger than the database stores"),
+    "28": (DurableUnavailableError, "the server refused the user; check name, password and its pg_hba.conf"),
+    "3D": (DurableUnavailableError, "the database does not exist; create it first"),
+    "42501": (DurableUnavailableError, "the role's rights forbid it"),
+}
+
+
+def translate(error: BaseException) -> BaseException:
+    """Return the library's error for a driver's error; anything that is no driver error comes back as it is."""
+    if isinstance(error, asyncpg.PostgresError):
+        state = str(getattr(error, "sqlstate", None) or "")
+        for length in (5, 3, 2):
+            if state[:length] in _MEANINGS:
+                kind, hint = _MEANINGS[state[:length]]
+                return kind(f"{hint} ({state}: {error})")
+        return DurableError(f"the database failed ({state}: {error})")
+    if isinstance(error, asyncpg.DataError):
+        return ConstraintError(f"the database refused a value ({error})")
+    if isinstance(error, TimeoutError):
+        return ConnectionLostError("the server does not answer")
+    if isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError | EOFError):
+        return ConnectionLostError(f"the connection to the server broke ({error})")
+    return error

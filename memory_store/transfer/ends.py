@@ -1,0 +1,294 @@
+"""The two ends of a copy: one connection each, on which functions are run one after another.
+
+They are no stores: nothing is cached, nothing runs beside them, and the target is not to be opened as one yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from memory_store.config import Settings
+from memory_store.durable import schema
+from memory_store.durable.checkpoint import Checkpointer
+from memory_store.durable.connection import Connection
+from memory_store.durable.dialects import translate
+from memory_store.durable.dialects.sqlite import connection_pragmas, leave_log_to_us
+from memory_store.durable.engine import ServerTarget, Target
+from memory_store.durable.lock import FileLock
+from memory_store.durable.runner import settle
+from memory_store.durable.streams import STREAMS
+from memory_store.errors import ConfigurationError, MemoryStoreError
+
+__all__ = ["End", "in_thread", "opened_source", "opened_target"]
+
+T = TypeVar("T")
+
+# Held by a copy, in a transaction of the target, for as long as it runs.
+_COPY_LOCK = 7883953330219640935
+_HEADS_LOCK = 7883953330219640934
+"""Whoever locks more than one head takes this first; see `migrations/env.py`."""
+
+
+class End(Protocol):
+    """One end of a copy."""
+
+    async def run(self, function: Callable[[Any], T]) -> T:
+        """Return `function(connection)`, errors translated."""
+        ...
+
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        """Hold what a write transaction must hold; in the function that `run` runs."""
+        ...
+
+    def claim(self, connection: Connection, *, all_heads: bool) -> None:
+        """Keep other writers out, in a write transaction: of one head, which others ask first, or of all."""
+        ...
+
+    def loosen(self, connection: Connection, *, durable: bool) -> None:
+        """Let commits return before they are on the disk, which keeps their order, or no longer."""
+        ...
+
+    def after_commit(self, connection: Any, rows: int) -> None:
+        """Look after the file."""
+        ...
+
+    def analyse(self, connection: Connection) -> None:
+        """Let the database know how its new rows are spread, on which its plans depend."""
+        ...
+
+
+class _FileEnd:
+    """A SQLite file: a connection with a thread of its own."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="memory_store-copy")
+        self._path, self._timeout_s = path, timeout_s
+        self._connection: sqlite3.Connection | None = None
+        self._checkpointer: Checkpointer | None = None
+
+    async def run(self, function: Callable[[Any], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(self._connection))
+        except Exception as error:
+            raise translate(error) from error
+
+    async def open_to_read(self) -> None:
+        def connect(_: Any) -> None:
+            uri = f"{Path(self._path).as_uri()}?mode=ro"
+            self._connection = sqlite3.connect(uri, uri=True, timeout=self._timeout_s, isolation_level=None)
+
+        await self.run(connect)
+
+    async def open_to_write(self, lock: FileLock) -> None:
+        def connect(_: Any) -> None:
+            self._connection = sqlite3.connect(self._path, timeout=self._timeout_s, isolation_level=None)
+            self._connection.executescript(connection_pragmas(self._timeout_s, durable=True))
+            leave_log_to_us(self._connection)
+            self._checkpointer = Checkpointer(self._path, lock)
+
+        await self.run(connect)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        assert self._checkpointer is not None
+        with self._checkpointer.writing():
+            yield
+
+    def claim(self, connection: Connection, *, all_heads: bool) -> None:
+        connection.execute("UPDATE head SET writing = 1")
+
+    def loosen(self, connection: Connection, *, durable: bool) -> None:
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+
+    def after_commit(self, connection: Any, rows: int) -> None:
+        assert self._checkpointer is not None
+        self._checkpointer.after_commit(connection, rows)
+
+    def analyse(self, connection: Connection) -> None:
+        """Do nothing: the plans of our statements do not depend on statistics here."""
+
+    async def close(self) -> None:
+        """Close the connection when what runs has ended; what it had begun is undone."""
+        closing = asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        await _to_the_end(closing)
+        self._thread.shutdown(wait=False)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+class _ServerEnd:
+    """A database on a server: a connection of the event loop."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._running: asyncio.Future[Any] | None = None
+
+    async def run(self, function: Callable[[Any], T]) -> T:
+        if self._running is not None and not self._running.done():  # its caller was cancelled
+            await asyncio.wait({self._running})
+        self._running = future = asyncio.get_running_loop().create_future()
+        self._connection.runner.run(function, self._connection, partial(settle, future))
+        result: T = await asyncio.shield(future)
+        return result
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        yield
+
+    def claim(self, connection: Connection, *, all_heads: bool) -> None:
+        connection.execute("SELECT set_config('memory_store.writing', 'on', true)")
+        if all_heads:
+            connection.execute(f"SELECT pg_advisory_xact_lock({_HEADS_LOCK})")
+            connection.execute("SELECT shard FROM head ORDER BY shard FOR UPDATE")
+
+    def loosen(self, connection: Connection, *, durable: bool) -> None:
+        # What a crash of the server takes back, it takes back from the end: rows and where they ended.
+        if not durable:
+            connection.execute("SET synchronous_commit = off")
+            return
+        connection.execute("RESET synchronous_commit")
+        connection.execute(
+            "SELECT CASE current_setting('synchronous_commit') WHEN 'off' "
+            "THEN set_config('synchronous_commit', 'on', false) ELSE '' END"
+        )
+
+    def analyse(self, connection: Connection) -> None:
+        connection.execute(f"ANALYZE {', '.join(stream.table.name for stream in STREAMS)}, changes")
+
+    def after_commit(self, connection: Any, rows: int) -> None:
+        pass
+
+    async def close(self) -> None:
+        """Close the connection; what it is in the middle of is undone by the server."""
+        connection, running = self._connection, self._running
+        try:
+            if running is not None and not running.done():
+                connection.driver.terminate()
+                await _to_the_end(running)
+            elif not connection.driver.is_closed():
+                await connection.driver.close(timeout=1)
+        except (OSError, TimeoutError, MemoryStoreError):
+            pass  # it is gone either way
+        finally:
+            connection.close()
+
+
+@asynccontextmanager
+async def opened_source(target: Target | ServerTarget, settings: Settings) -> AsyncIterator[End]:
+    """Open the end that is read, in a transaction that sees one commit of each head for as long as it lasts."""
+    if isinstance(target, ServerTarget):
+        source: Any = await _connected(target, settings)
+    else:
+        source = _FileEnd(target.path, settings.timeout_s)
+    try:
+        if isinstance(source, _FileEnd):
+            await source.open_to_read()
+        yield source
+    finally:
+        await source.close()
+
+
+@asynccontextmanager
+async def opened_target(target: Target | ServerTarget, settings: Settings) -> AsyncIterator[End]:
+    """Open the end that is written, if no other copy writes it.
+
+    Raises:
+        ConfigurationError: another one does.
+    """
+    if isinstance(target, ServerTarget):
+        async with _server_alone(target, settings):
+            server = await _connected(target, settings)
+            try:
+                yield server
+            finally:
+                await server.close()
+        return
+    with _file_alone(target):
+        lock = FileLock(schema.lock_path(target.path), settings.timeout_s)
+        file = _FileEnd(target.path, settings.timeout_s)
+        try:
+            await file.open_to_write(lock)
+            yield file
+        finally:
+            await file.close()
+            lock.close()
+
+
+@contextmanager
+def _file_alone(target: Target) -> Iterator[None]:
+    """Hold a lock file beside the database. It stays: whoever removed it might remove another copy's."""
+    lock = FileLock(f"{target.path}-copy", 0)
+    try:
+        with lock.exclusive_if_free() as held:
+            if not held:
+                raise _busy(target)
+            yield
+    finally:
+        lock.close()
+
+
+@asynccontextmanager
+async def _server_alone(target: ServerTarget, settings: Settings) -> AsyncIterator[None]:
+    """Hold a lock in a transaction of its own, which a pooler in transaction mode keeps on one session."""
+    guard = await _connected(target, settings)
+    try:
+
+        def lock(connection: Connection) -> bool:
+            connection.execute("BEGIN IMMEDIATE")
+            return bool(connection.execute(f"SELECT pg_try_advisory_xact_lock({_COPY_LOCK})").fetchone()[0])
+
+        if not await guard.run(lock):
+            raise _busy(target)
+        yield
+    finally:
+        await guard.close()
+
+
+def _busy(target: Target | ServerTarget) -> ConfigurationError:
+    return ConfigurationError(f"another copy into {target.name} is running; nothing was touched")
+
+
+async def _connected(target: ServerTarget, settings: Settings) -> _ServerEnd:
+    from memory_store.durable.dialects.postgresql import Connection as ServerConnection
+    from memory_store.durable.dialects.postgresql import connect
+
+    limits = {
+        "lock_timeout": str(int(settings.timeout_s * 1000)),
+        # Each end waits for the other, for as long as that takes.
+        "statement_timeout": "0",
+        "idle_in_transaction_session_timeout": "0",
+    }
+    driver = await connect(target.dsn, settings.timeout_s, limits)
+    return _ServerEnd(ServerConnection(driver))
+
+
+async def in_thread(function: Callable[[], T]) -> T:
+    """Run a function in a thread and return its result; a cancelled caller waits for its end, since it goes on."""
+    running = asyncio.ensure_future(asyncio.to_thread(function))
+    await _to_the_end(running)
+    return await running
+
+
+async def _to_the_end(work: asyncio.Future[Any]) -> None:
+    """Wait for work however often the waiting is cancelled, and then be cancelled."""
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not work.cancelled():
+            work.exception()  # looked at: nobody asks any more
+        raise cancelled
+    work.result()
