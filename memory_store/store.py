@@ -24,7 +24,6 @@ from memory_store.config import Settings, check_namespace, resolve_settings
 from memory_store.durable.engine import parse_url
 from memory_store.durable.examine import cache_folder
 from memory_store.durable.log import CommitToken
-from memory_store.durable.outcomes import Resolve
 from memory_store.durable.tier import Durable, durable_tier
 from memory_store.errors import ConfigurationError, PositionLostError
 from memory_store.feed import LoggedChange, follow, follow_shards
@@ -106,7 +105,8 @@ class Namespace(Collections):
 
         It commits at the end of the block and rolls back on any exception or cancellation. The cache sees it after the
         commit. While it is open no other write of any process goes on (on a server: to namespaces of the same head), so
-        keep model calls out of it; after `transaction_timeout_s` it is rolled back. Reading the store itself inside the block sees what was before.
+        keep model calls out of it; after `transaction_timeout_s` it is rolled back. Reading the store itself inside the
+        block sees what was before.
 
         Raises:
             DurableTimeoutError: the database stayed locked, or the block took too long; nothing was written.
@@ -391,7 +391,7 @@ class MemoryStore(Namespace):
             raise PositionLostError("the token belongs to another database", position=parsed.position, head=0)
         shard = self._shards[parsed.shard]
         shard.require_no_transaction()
-        return bool((await shard.writer.submit(Resolve(parsed))).result)
+        return bool((await shard.writer.submit(shard.writer.resolving(token))).result)
 
     def stats(self) -> StoreStats:
         """Return the counters of this process since the store was opened."""

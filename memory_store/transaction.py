@@ -24,7 +24,6 @@ from memory_store.durable.dialects import translate
 from memory_store.durable.lane import Lane
 from memory_store.durable.log import Commit, CommitToken
 from memory_store.durable.operations import Context, Operation
-from memory_store.durable.outcomes import Resolve
 from memory_store.durable.query import Query
 from memory_store.durable.reader import Key, read_by_id, read_keys
 from memory_store.durable.writer import Exclusive, Written, run_in_savepoint
@@ -142,14 +141,14 @@ class UnitOfWork:
             CommitUnknownError: that cannot be found out now.
             DurableUnavailableError: it was not; nothing was written.
         """
-        token = CommitToken.parse(doubt.token)
+        writer = self._exclusive.writer
         try:
-            happened = (await self._exclusive.writer.submit(Resolve(token))).result
+            happened = (await writer.submit(writer.resolving(doubt.token))).result
         except MemoryStoreError:
             raise doubt from None
         if not happened:
             raise DurableUnavailableError("the connection broke before the commit; nothing was written") from doubt
-        self.position = token.position
+        self.position = CommitToken.parse(doubt.token).position
 
     async def roll_back(self) -> None:
         """Undo everything; safe to call when it has ended already."""

@@ -141,11 +141,18 @@ class Coherence:
             look.add_done_callback(_seen)
         return look
 
-    def see(self, head: HeadState, began: float) -> None:
-        """Take the head that was read, at this time on the boot clock, for all shards at once."""
+    def see(self, head: HeadState, known: HeadState, began: float) -> None:
+        """Take the head that was read for all shards at once.
+
+        Args:
+            head: what was read.
+            known: the watermark when the read began.
+            began: when, on the boot clock.
+        """
         if self._slow_look is None:
             return
-        if head == self.cache.head or self.cache.knows(head):
+        # An older head than the watermark of then is no look that came late: the database was taken back.
+        if head.position >= known.position and self.cache.knows(head):
             self._looked(began, None)
         else:
             self.look_soon()

@@ -66,8 +66,8 @@ class HeadWatch:
         if self._closed or not self._is_wanted():
             return
         self._looking = True
-        began = boot_s()
-        self._shards.durable.scan.post(read_heads, lambda heads, error: self._seen(began, heads, error))
+        began, known = boot_s(), self._shards.heads
+        self._shards.durable.scan.post(read_heads, lambda heads, error: self._seen(known, began, heads, error))
 
     def _is_wanted(self) -> bool:
         counters = self._shards.shelf.counters.values()
@@ -76,10 +76,12 @@ class HeadWatch:
             self._reads, self._read_at = reads, boot_s()
         return boot_s() - self._read_at < _PATIENCE_S
 
-    def _seen(self, began: float, heads: list[HeadState] | None, error: BaseException | None) -> None:
+    def _seen(
+        self, known: list[HeadState], began: float, heads: list[HeadState] | None, error: BaseException | None
+    ) -> None:
         self._looking = False
         if heads is None or self._closed:
             return  # whoever reads next looks for himself, is told what is wrong, and begins this anew
-        for shard, head in zip(self._shards, heads, strict=True):
-            shard.coherence.see(head, began)
+        for shard, head, then in zip(self._shards, heads, known, strict=True):
+            shard.coherence.see(head, then, began)
         self._wait()

@@ -10,7 +10,9 @@ __all__ = ["Breaker"]
 
 
 class Breaker:
-    """Opens after some failures in a row; after a pause one caller at a time may try.
+    """Opens after some failures in a row to connect; after a pause one caller at a time may try.
+
+    A connection that breaks is no failure to connect: a server that was restarted has broken all of them, and is back.
 
     Args:
         failures: in a row, until it opens.

@@ -1,9 +1,9 @@
 """A lane: where whole functions run, each on a connection, one after another or as many as there are connections.
 
 For SQLite that is one kept connection of the engine and its own thread. SQLAlchemy's async engine makes one thread hop
-(30 to 140 µs) for every driver call; a lane makes one for a whole batch. `ThreadLane` is the only place that reaches
-into aiosqlite: `Connection._tx` is the queue its thread reads, `_conn` the sqlite3 connection. `tests/unit/test_lane.py`
-pins both against the installed version. For a server, see `pool.py`.
+(30 to 140 µs) for every driver call; a lane makes one for a whole batch. `ThreadLane` alone reaches into aiosqlite:
+`Connection._tx` is the queue its thread reads, `_conn` the sqlite3 connection; `tests/unit/test_lane.py` pins both
+against the installed version. For a server, see `pool.py`.
 """
 
 from __future__ import annotations

@@ -87,12 +87,17 @@ class Resolve:
 
     A commit whose sync failed may lie in the write-ahead log, invisible, and come to life in the recovery after a
     crash. So a "no" commits a barrier, which takes its place there: once that is durable, the answer is final.
+
+    Args:
+        token: of the commit.
+        confirm: commit a barrier for a "yes" as well. What a server shows may not be as safe as what it acknowledges,
+            if the connection broke while it waited for a standby: the barrier waits for it, and all before it.
     """
 
     size = 1
 
-    def __init__(self, token: CommitToken) -> None:
-        self.token = token
+    def __init__(self, token: CommitToken, *, confirm: bool = False) -> None:
+        self.token, self.confirm = token, confirm
 
     def run(self, context: Context) -> Work:
         """Look for the token's random number at its position."""
@@ -100,9 +105,6 @@ class Resolve:
         [(position, nonce, store_id, *_)] = yield Ask(head_select(), (token.shard,))
         if store_id != token.store_id:
             return PositionLostError("the token belongs to another database", position=token.position, head=position)
-        if token.position > position:
-            context.changes.append(Change(STORE, "", None, None, "barrier", None))
-            return False
         if token.position < position:
             rows = yield Ask(nonce_select(), (token.shard, token.position))
             if not rows:
@@ -110,4 +112,7 @@ class Resolve:
                     f"the log no longer holds position {token.position:,}", position=token.position, head=position
                 )
             nonce = rows[0][0]
-        return nonce == token.nonce
+        happened = bool(token.position <= position and nonce == token.nonce)
+        if token.position > position or (happened and self.confirm):
+            context.changes.append(Change(STORE, "", None, None, "barrier", None))
+        return happened

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 from memory_store.clock import boot_s
 from memory_store.durable.breaker import Breaker
-from memory_store.durable.dialects import ConnectionLostError, TransientError
+from memory_store.durable.dialects import TransientError
 from memory_store.durable.dialects.postgresql import Connection
 from memory_store.durable.runner import settle
-from memory_store.errors import DurableTimeoutError, StoreClosedError
+from memory_store.errors import DurableTimeoutError, MemoryStoreError, StoreClosedError
 
 __all__ = ["PinnedLane", "Pool", "PoolLane"]
 
@@ -118,10 +118,8 @@ class Pool:
             if future in self._waiting:
                 self._waiting.remove(future)
 
-    def release(self, connection: Connection, error: BaseException | None = None) -> None:
-        """Take a connection back, and how it was; one that is broken or inside a transaction is not used again."""
-        if isinstance(error, ConnectionLostError):
-            self.breaker.note(error)
+    def release(self, connection: Connection) -> None:
+        """Take a connection back; one that is broken or inside a transaction is not used again."""
         if self._closed or connection.in_transaction or not self._is_usable(connection):
             self._discard(connection)
         else:
@@ -196,7 +194,7 @@ class PoolLane:
         self._begin()
 
         def finish(result: T | None, error: BaseException | None) -> None:
-            self._pool.release(connection, error)
+            self._pool.release(connection)
             self._end()
             if isinstance(error, TransientError):
                 self._spawn(self._run_again(function), done)
@@ -268,7 +266,7 @@ class PoolLane:
         future: asyncio.Future[T] = self._loop.create_future()
 
         def finish(result: T | None, error: BaseException | None) -> None:
-            self._pool.release(connection, error)
+            self._pool.release(connection)
             settle(future, result, error)
 
         connection.runner.run(function, connection, finish)
@@ -306,6 +304,7 @@ class PinnedLane:
     def __init__(self, pool: Pool, spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]) -> None:
         self._pool, self._spawn = pool, spawn
         self._connection: Connection | None = None
+        self._refused: MemoryStoreError | None = None
         self._last: asyncio.Task[Any] | None = None
 
     def submit(self, function: Callable[[Any], T]) -> asyncio.Future[T]:
@@ -332,8 +331,14 @@ class PinnedLane:
     async def _run_after(self, before: asyncio.Task[Any] | None, function: Callable[[Any], T]) -> T:
         if before is not None and not before.done():
             await asyncio.wait({before})
+        if self._refused is not None:
+            raise self._refused  # there is nothing that this function could belong to
         if self._connection is None:
-            self._connection = await self._pool.acquire()
+            try:
+                self._connection = await self._pool.acquire()
+            except MemoryStoreError as error:
+                self._refused = error
+                raise
         return await self._connection.runner.call(function, self._connection)
 
     async def _give_back(self, last: asyncio.Task[Any] | None) -> None:

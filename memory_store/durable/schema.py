@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -250,12 +251,17 @@ def _config(target: Target | ServerTarget | None = None) -> Config:
     return config
 
 
+# What Alembic works on is global to the process, and stores are opened in threads.
+_ALEMBIC = threading.Lock()
+
+
 def _run_alembic(target: Target | ServerTarget, heads: int = DEFAULT_HEADS) -> None:
     from alembic import command
 
     config = _config(target)
     config.attributes["heads"] = heads
-    command.upgrade(config, HEAD_REVISION)
+    with _ALEMBIC:
+        command.upgrade(config, HEAD_REVISION)
 
 
 def _has_rows(path: str) -> bool:

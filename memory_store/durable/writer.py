@@ -161,6 +161,10 @@ class Writer:
                 future.result().release()
             raise
 
+    def resolving(self, token: str) -> Resolve:
+        """Return the operation that finds out whether a commit of this shard happened."""
+        return Resolve(CommitToken.parse(token), confirm=self.lane.settles)
+
     async def drain(self) -> None:
         """Wait until nothing is queued or running."""
         await self._drained.wait()
@@ -251,7 +255,7 @@ class Writer:
 
     def _settle(self, batch: list[_Write], span: Span | None, doubt: InDoubtError) -> None:
         """Find out on another connection whether a batch was committed, before anybody is answered."""
-        resolve = partial(self._run, [Resolve(CommitToken.parse(doubt.unknown.token))], self.listener.head)
+        resolve = partial(self._run, [self.resolving(doubt.unknown.token)], self.listener.head)
         self.lane.post(resolve, partial(self._settled, batch, span, doubt))
 
     def _settled(

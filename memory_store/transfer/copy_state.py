@@ -19,7 +19,7 @@ from memory_store.durable.commits import rollback
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import is_refusal
 from memory_store.durable.log import begin_epoch, read_heads
-from memory_store.durable.schema import HEAD_REVISION
+from memory_store.durable.schema import HEAD_REVISION, UNFINISHED_COPY
 from memory_store.durable.streams import first_row
 from memory_store.errors import ConfigurationError
 from memory_store.transfer.ends import End
@@ -28,8 +28,8 @@ __all__ = ["UNFINISHED", "CopyState", "Ledger", "Place", "is_unfinished"]
 
 T = TypeVar("T")
 
-UNFINISHED = "unfinished-copy"
-"""Stands for the revision of the schema."""
+UNFINISHED = UNFINISHED_COPY
+"""Stands for the revision of the schema; an older version of the library does not know it either."""
 
 
 @dataclass(slots=True)
@@ -138,7 +138,7 @@ class Ledger:
             connection.execute("UPDATE copy_state SET run = ?", (self._run,))
             return CopyState.parse(connection.execute("SELECT state FROM copy_state").fetchone()[0])
 
-        return await self._commit(take, all_heads=False)
+        return await self._commit(take)
 
     async def page(self, work: Callable[[Connection], None], state: CopyState, rows: int) -> None:
         """Do some work and note how far the copy is then, both or neither."""
@@ -147,16 +147,15 @@ class Ledger:
             self._require_ours(connection, str(state))
             work(connection)
 
-        await self._commit(write, all_heads=False, rows=rows)
+        await self._commit(write, durable=False, rows=rows)
 
     async def accepts(self, work: Callable[[Connection], None]) -> bool:
         """Return whether the target would take some work, which is undone."""
 
         def probe(connection: Connection) -> bool:
             with self._target.writing():
-                connection.execute("BEGIN IMMEDIATE")
+                self._target.begin(connection, all_heads=False, durable=False)
                 try:
-                    self._target.claim(connection, all_heads=False)
                     work(connection)
                 except Exception as error:
                     if not is_refusal(error):
@@ -184,7 +183,6 @@ class Ledger:
             connection.execute(f"UPDATE alembic_version SET version_num = '{HEAD_REVISION}'")
             return read_heads(connection)
 
-        await self._target.run(lambda connection: self._target.loosen(connection, durable=True))
         return await self._commit(end, all_heads=True)
 
     def _require_ours(self, connection: Connection, state: str) -> None:
@@ -192,14 +190,15 @@ class Ledger:
         if noted.rowcount != 1:
             raise ConfigurationError(f"another copy into {self._name} has taken over")
 
-    async def _commit(self, work: Callable[[Connection], T], *, all_heads: bool, rows: int = 0) -> T:
+    async def _commit(
+        self, work: Callable[[Connection], T], *, all_heads: bool = False, durable: bool = True, rows: int = 0
+    ) -> T:
         target = self._target
 
         def transaction(connection: Connection) -> T:
             with target.writing():
-                connection.execute("BEGIN IMMEDIATE")
                 try:
-                    target.claim(connection, all_heads=all_heads)
+                    target.begin(connection, all_heads=all_heads, durable=durable)
                     result = work(connection)
                     connection.execute("UPDATE head SET writing = 0 WHERE writing <> 0")
                     connection.execute("COMMIT")

@@ -127,7 +127,8 @@ async def copy_store(
     _require_different(origin, place)
     async with AsyncExitStack() as opened:
         reading = await opened.enter_async_context(opened_source(origin, settings[0]))
-        state = await reading.run(lambda connection: _look(connection, origin))
+        await reading.run(reading.begin_reading)
+        state = await reading.run(partial(_look, origin=origin))
         await _prepare(place, settings[1], origin, len(state.heads))
         writing = await opened.enter_async_context(opened_target(place, settings[1]))
         run = _Copy(origin, place, reading, writing, state, on_progress)
@@ -166,7 +167,6 @@ class _Copy:
             await steps.resume(await self._earlier(ledger), self._state)
         else:
             await ledger.begin(steps.start(self._state))
-        await self._target.run(partial(self._target.loosen, durable=False))
         await self._timed("records", steps.copy_records)
         await self._timed("log", steps.copy_log)
         compared = await self._timed("verify", lambda: self._verify(steps))
@@ -239,8 +239,7 @@ def _require_different(origin: Target | ServerTarget, place: Target | ServerTarg
 
 
 def _look(connection: Connection, origin: Target | ServerTarget) -> CopyState:
-    """Begin the one transaction in which the source is read, and return what is to be copied."""
-    connection.execute("BEGIN")
+    """Return what is to be copied."""
     if is_unfinished(connection):
         raise SchemaMismatchError(
             f"{origin.name} is itself an unfinished copy: finish it first",

@@ -48,16 +48,23 @@ class End(Protocol):
         """Hold what a write transaction must hold; in the function that `run` runs."""
         ...
 
-    def claim(self, connection: Connection, *, all_heads: bool) -> None:
-        """Keep other writers out, in a write transaction: of one head, which others ask first, or of all."""
-        ...
+    def begin(self, connection: Connection, *, all_heads: bool, durable: bool) -> None:
+        """Begin a write transaction that logs for itself.
 
-    def loosen(self, connection: Connection, *, durable: bool) -> None:
-        """Let commits return before they are on the disk, which keeps their order, or no longer."""
+        Args:
+            connection: where.
+            all_heads: keep every other writer out, of whichever head.
+            durable: whether the commit is to be on the disk when it returns. If not, a crash may take it back, together
+                with all that came after it.
+        """
         ...
 
     def after_commit(self, connection: Any, rows: int) -> None:
         """Look after the file."""
+        ...
+
+    def begin_reading(self, connection: Connection) -> None:
+        """Begin the transaction in which everything is read."""
         ...
 
     def analyse(self, connection: Connection) -> None:
@@ -102,15 +109,17 @@ class _FileEnd:
         with self._checkpointer.writing():
             yield
 
-    def claim(self, connection: Connection, *, all_heads: bool) -> None:
-        connection.execute("UPDATE head SET writing = 1")
-
-    def loosen(self, connection: Connection, *, durable: bool) -> None:
+    def begin(self, connection: Connection, *, all_heads: bool, durable: bool) -> None:
         connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("UPDATE head SET writing = 1")
 
     def after_commit(self, connection: Any, rows: int) -> None:
         assert self._checkpointer is not None
         self._checkpointer.after_commit(connection, rows)
+
+    def begin_reading(self, connection: Connection) -> None:
+        connection.execute("BEGIN")
 
     def analyse(self, connection: Connection) -> None:
         """Do nothing: the plans of our statements do not depend on statistics here."""
@@ -145,22 +154,22 @@ class _ServerEnd:
     def writing(self) -> Iterator[None]:
         yield
 
-    def claim(self, connection: Connection, *, all_heads: bool) -> None:
-        connection.execute("SELECT set_config('memory_store.writing', 'on', true)")
+    def begin(self, connection: Connection, *, all_heads: bool, durable: bool) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        # For this transaction only: behind a pooler the session is also others'.
+        wanted = "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' END" if durable else "'off'"
+        connection.execute(
+            f"SELECT set_config('memory_store.writing', 'on', true), set_config('synchronous_commit', "
+            f"coalesce({wanted}, current_setting('synchronous_commit')), true)"
+        )
         if all_heads:
             connection.execute(f"SELECT pg_advisory_xact_lock({_HEADS_LOCK})")
             connection.execute("SELECT shard FROM head ORDER BY shard FOR UPDATE")
 
-    def loosen(self, connection: Connection, *, durable: bool) -> None:
-        # What a crash of the server takes back, it takes back from the end: rows and where they ended.
-        if not durable:
-            connection.execute("SET synchronous_commit = off")
-            return
-        connection.execute("RESET synchronous_commit")
-        connection.execute(
-            "SELECT CASE current_setting('synchronous_commit') WHEN 'off' "
-            "THEN set_config('synchronous_commit', 'on', false) ELSE '' END"
-        )
+    def begin_reading(self, connection: Connection) -> None:
+        connection.execute("BEGIN")
+        # Of a role that may see one namespace, an error, and no copy of that namespace alone.
+        connection.execute("SET LOCAL row_security = off")
 
     def analyse(self, connection: Connection) -> None:
         connection.execute(f"ANALYZE {', '.join(stream.table.name for stream in STREAMS)}, changes")

@@ -24,9 +24,11 @@ from memory_store.cache.keeper import CacheKeeper
 from memory_store.cache.readthrough import ReadThrough
 from memory_store.cache.shelf import Shelf
 from memory_store.cache.tier import CacheTier
+from memory_store.cache.watch import HeadWatch
 from memory_store.durable import log, reader
 from memory_store.durable.commits import LogWriter
 from memory_store.durable.reader import Reader
+from memory_store.durable.writer import Writer
 from tests.simulation.seams import replaced
 
 __all__ = ["MUTANTS", "Mutant", "mutated"]
@@ -124,14 +126,14 @@ MUTANTS = (
     Mutant(
         "who joins a slow look that has begun before he asked",
         (
-            Edit(Coherence, "refresh_slowly", "look = self._next_look\n", "look = self._looking or self._next_look\n"),
-            Edit(Coherence, "refresh_slowly", "if look is None:", "if look is None or look.done():"),
+            Edit(Coherence, "look_soon", "look = self._next_look\n", "look = self._next_look or self._looking\n"),
+            Edit(Coherence, "look_soon", "if look is None:", "if look is None or look.done():"),
         ),
     ),
     Mutant(
         "a slow look that is not taken counts as a look",
         (Edit(Coherence, "_look_next", "if self.cache.knows(run.head):", "if True:"),),
-        favourite="rewind",
+        favourite="far",
     ),
     Mutant(
         "freshness counts from the end of a read",
@@ -139,24 +141,61 @@ MUTANTS = (
         favourite="slow",
     ),
     Mutant(
-        "a read whose run is not taken counts as a look",
-        (
-            Edit(
-                Coherence,
-                "deliver",
-                "known = self.cache.head\n",
-                "known = self.cache.head\n    if began: self._fresh_since(began)\n",
-            ),
-        ),
+        "a read counts as a look though its run is not taken",
+        (Edit(Coherence, "deliver", "if advance(", "if began: self._fresh_since(began)\n    if advance("),),
+        favourite="far",
+    ),
+    Mutant(
+        "nothing is in doubt where nobody can look at once",
+        (Edit(Coherence, "_look_or_doubt", "self.doubt()", "pass"),),
+        favourite="far",
+    ),
+    Mutant(
+        "a commit of which nobody knows leaves the cache fresh",
+        (Edit(Writer, "_finish", "self.listener.doubt()", "pass"),),
+        favourite="far",
+    ),
+    Mutant(
+        "what began before a doubt takes it away",
+        (Edit(Coherence, "_fresh_since", " and began > self._doubted_at", ""),),
+        favourite="far",
+    ),
+    Mutant(
+        "an older head than was known is a look",
+        (Edit(Coherence, "see", "head.position >= known.position and ", ""),),
         favourite="rewind",
     ),
     Mutant(
-        "what cannot be looked at at once is read without a look",
-        (Edit(TieredAccess, "load", "if self.coherence.unsure:", "if False:"),),
+        "a head that is not known is a look",
+        (Edit(Coherence, "see", "self.cache.knows(head)", "True"),),
+        favourite="far",
     ),
     Mutant(
-        "who cannot look at once is answered as if he had",
+        "freshness counts from the end of a look at all heads",
+        (Edit(HeadWatch, "_seen", "began)", "boot_s())"),),
+        favourite="slow",
+    ),
+    Mutant(
+        "who cannot look at once is answered without a look",
         (Edit(TieredAccess, "_load_unsure", "await self.coherence.refresh_slowly(at_least)", "pass"),),
+    ),
+    Mutant(
+        "a read that had begun before is a look for who joins it",
+        (Edit(TieredAccess, "_load_unsure", " or self.shard.through.is_reading(key)", ""),),
+    ),
+    Mutant(
+        "a look that ended because the store was closed has seen something",
+        (Edit(TieredAccess, "_load_unsure", "self.require_usable()", "pass"),),
+        favourite="slow",
+    ),
+    Mutant(
+        "the head is read after the rows",
+        (Edit(reader, "_snapshot_at_once", "HeadState(*found[0][-_HEAD_WIDTH:])", "read_head(connection)"),),
+    ),
+    Mutant(
+        "the log that is read later need not lead to the head",
+        (Edit(log, "read_run", " or rows[-1][:2] != head[:2]", ""),),
+        favourite="rewind",
     ),
     Mutant(
         "a restart lets rebuilds and loads under way pass",

@@ -1,4 +1,4 @@
-"""The durable tier of a simulated process: its lanes, of one connection or of several, and what a server does at once."""
+"""The durable tier of a simulated process: lanes of one connection or of several, and what only a server can."""
 
 from __future__ import annotations
 
@@ -42,12 +42,10 @@ class ServerConnection(Connection):
         self._head = head._replace(position=head.position + 1, nonce=nonce)
         spec = RECORDS[kind]
         for namespace, *row in rows:
-            parent = None if spec.parent_index is None else row[spec.parent_index]
-            orphan = parent is not None and ("episode", namespace, parent) not in self.tables()
-            if orphan or not self.insert(spec, (namespace, *row)).rowcount:
+            if not self.insert(spec, (namespace, *row)).rowcount:
                 self.roll_back(())
-                raise ConstraintError("a row of that key exists, or its episode does not")
-            self._log.append(Logged(head.position + 1, nonce, kind, namespace, row[0], parent))
+                raise ConstraintError("a row of that key exists")
+            self._log.append(Logged(head.position + 1, nonce, kind, namespace, row[0], None))
         try:
             self.commit(())
         except sqlite3.OperationalError as error:

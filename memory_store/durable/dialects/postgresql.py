@@ -275,7 +275,8 @@ _MEANINGS: dict[str, tuple[type[DurableError], str]] = {
     "08": (ConnectionLostError, "the connection to the server broke"),
     "57P": (ConnectionLostError, "the server is shutting down, or starting"),
     "25P03": (ConnectionLostError, "the transaction was idle for too long"),
-    "25006": (TransientError, "the server only reads: it is a standby"),
+    # The connection is of no use: the next one may find the server that writes.
+    "25006": (ConnectionLostError, "the server only reads: it is a standby"),
     "40": (TransientError, "the transaction met another one"),
     "55P03": (DurableTimeoutError, "another transaction keeps a lock"),
     "57014": (DurableTimeoutError, "the statement took too long"),

@@ -6,6 +6,8 @@ like any other. Where others have committed meanwhile it does nothing, and where
 then the transaction of several statements does it.
 """
 
+# ruff: noqa: S608 - made of our own names
+
 from __future__ import annotations
 
 from functools import cache
@@ -42,8 +44,8 @@ def insert_text(kind: str) -> str:
         f"rows_ AS (INSERT INTO {spec.table.name} ({names}) SELECT {names} FROM new, head_), "
         "log_ AS (INSERT INTO changes (shard, position, idx, kind, namespace, key, parent, operation, revision, actor, "
         "at, nonce, image) "
-        f"SELECT $2::int, head_.position, new.idx - 1, '{spec.kind}', new.namespace, new.id, {_parent(spec)}, 'insert', "
-        "new.revision, $5::text, $6::bigint, $1::bigint, NULL FROM new, head_) "
+        f"SELECT $2::int, head_.position, new.idx - 1, '{spec.kind}', new.namespace, new.id, {_parent(spec)}, "
+        "'insert', new.revision, $5::text, $6::bigint, $1::bigint, NULL FROM new, head_) "
         "SELECT position FROM head_"
     )
 
