@@ -12,6 +12,7 @@ from memory_store.cache.shelf import Shelf
 from memory_store.clock import boot_s
 from memory_store.codec import Row
 from memory_store.config import Freshness, Limits
+from memory_store.durable.changes import HeadState
 from memory_store.durable.log import read_head
 from memory_store.durable.operations import Operation
 from memory_store.durable.query import Query
@@ -22,6 +23,8 @@ from memory_store.errors import DurableTimeoutError, DurableUnavailableError, St
 from memory_store.records import QueryResult
 
 __all__ = ["TieredAccess"]
+
+_HEAD_WIDTH = len(HeadState._fields)
 
 
 class TieredAccess:
@@ -34,6 +37,7 @@ class TieredAccess:
     def __init__(self, namespace: str, limits: Limits, shelf: Shelf) -> None:
         self.namespace, self.limits, self.shelf = namespace, limits, shelf
         self.dialect = dialect()
+        self.asks_head_of: int | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.unusable = "the store is not open: use `async with MemoryStore(...)` or `await store.open()`"
         """Why it cannot be used, where that is so."""
@@ -51,6 +55,8 @@ class TieredAccess:
             for kind in self.shelf.counters:
                 shard.tier.space(kind, self.namespace)
         self.shard, self.cache, self.coherence = shard, shard.tier, shard.coherence
+        # Where looking is a round trip, a query brings the head with it.
+        self.asks_head_of = shard.number if shards.durable.probe is None else None
         self._loop = shards.loop
 
     def detach(self, reason: str) -> None:
@@ -155,8 +161,10 @@ class TieredAccess:
         rows: list[tuple[Any, ...]] = await self.durable.scan.run(
             lambda connection: connection.execute(*query).fetchall()
         )
-        await self.coherence.catch_up()  # as in `rows_by_id`
-        return rows
+        # What is read from the cache after this is no older than these rows.
+        if self.asks_head_of is None or not rows or not self.cache.knows(HeadState(*rows[0][-_HEAD_WIDTH:])):
+            await self.coherence.catch_up()
+        return rows if self.asks_head_of is None else [row[:-_HEAD_WIDTH] for row in rows]
 
     async def count(self, reads: Space, query: Query, freshness: Freshness | None = None) -> int:
         """Run a query that counts, unless the cache knows its answer and the kind has not changed since."""

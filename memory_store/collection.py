@@ -38,6 +38,8 @@ class Access(Protocol):
     limits: Limits
     dialect: Dialect
     """In which users' expressions are compiled."""
+    asks_head_of: int | None
+    """The shard whose head a query reads along with its rows, None where none is to be read."""
 
     def cached(
         self, space: Space, id_: str, freshness: Freshness | None = None, at_least: int | None = None
@@ -280,7 +282,10 @@ class Collection(Generic[R]):
     ) -> tuple[builtins.list[Sequence[Any]], str | None]:
         orders = parse_order(self._spec, order_by)
         # One more than asked for tells whether another page follows.
-        query = page_query(self._access.dialect, self._spec, self._namespace, where, orders, limit + 1, cursor)
+        access = self._access
+        query = page_query(
+            access.dialect, self._spec, self._namespace, where, orders, limit + 1, cursor, access.asks_head_of
+        )
         rows = await self._access.query(query)
         following = cursor_after(orders, rows[limit - 1]) if len(rows) > limit else None
         width = len(self._spec.columns)  # behind the row stand the values of its order

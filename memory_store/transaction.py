@@ -50,6 +50,7 @@ class UnitOfWork:
 
     def __init__(self, exclusive: Exclusive, dialect: Dialect, limits: Limits, timeout_s: float) -> None:
         self.dialect, self.limits = dialect, limits
+        self.asks_head_of: int | None = None
         self._exclusive, self._timeout_s = exclusive, timeout_s
         self.position = 0
         """Of the commit, once it has been made and if it changed anything."""

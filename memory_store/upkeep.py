@@ -49,11 +49,6 @@ __all__ = [
     "verify",
 ]
 
-T = TypeVar("T")
-
-Progress = Callable[[str, int, int], None]
-"""Called on the event loop with what is being done, how much of it is done, and how much there is."""
-
 _MOST_PROBLEMS = 100
 
 
@@ -196,8 +191,8 @@ async def backup(
         access.require_usable()
         if target.memory:  # only the store's own connections reach it
             lane = access.durable.scan
-            return await _run(lambda watcher: lane.run(lambda connection: copy(connection, watcher)), on_progress)
-    return await _in_thread(copy_file, on_progress)
+            return await run_watched(lambda watcher: lane.run(lambda connection: copy(connection, watcher)), on_progress)
+    return await in_thread(copy_file, on_progress)
 
 
 async def restore(
@@ -236,7 +231,7 @@ async def restore(
         size = Path(target.path).stat().st_size
         return RestoreReport(target.path, done.revision, head.position, head.epoch, done.replaced, size, seconds)
 
-    return await _in_thread(run, on_progress)
+    return await in_thread(run, on_progress)
 
 
 async def verify(url: str, *, most: int = _MOST_PROBLEMS, on_progress: Progress | None = None) -> Verification:
@@ -276,7 +271,7 @@ async def verify(url: str, *, most: int = _MOST_PROBLEMS, on_progress: Progress 
         seconds = time.monotonic() - began
         return Verification(target.name, position, dict(findings.counts), findings.problems, saved, seconds)
 
-    return await _over(target, settings, run, on_progress)
+    return await over(target, settings, run, on_progress)
 
 
 async def repair(url: str, *, without_copy: bool = False, on_progress: Progress | None = None) -> RepairReport:
@@ -340,8 +335,8 @@ async def repair(url: str, *, without_copy: bool = False, on_progress: Progress 
         return report(done, stale=stale)
 
     if isinstance(target, ServerTarget):
-        return await _over(target, settings, on_server, on_progress)
-    return await _in_thread(in_file, on_progress)
+        return await over(target, settings, on_server, on_progress)
+    return await in_thread(in_file, on_progress)
 
 
 def _kept(url: str) -> Target | ServerTarget:
@@ -366,60 +361,3 @@ def _embedded(target: Target | ServerTarget) -> Target:
 
 def _settings(target: Target | ServerTarget) -> Settings:
     return resolve_settings(target.parameters, {})
-
-
-async def _over(
-    target: Target | ServerTarget,
-    settings: Settings,
-    work: Callable[[Connection, Watcher], T],
-    on_progress: Progress | None,
-) -> T:
-    """Run work over a connection of its own: to a server in a greenlet, to a file in a thread and without rights."""
-    if isinstance(target, ServerTarget):
-        await asyncio.to_thread(expected_objects)  # reads the migrations, once
-        return await _run(
-            lambda watcher: visit(target, settings.timeout_s, lambda connection: work(connection, watcher)),
-            on_progress,
-            cancel=True,
-        )
-
-    def run(watcher: Watcher) -> T:
-        require_file(target)
-        with opened_to_read(target.path, settings.timeout_s) as connection:
-            return work(connection, watcher)
-
-    return await _in_thread(run, on_progress)
-
-
-async def _in_thread(work: Callable[[Watcher], T], on_progress: Progress | None) -> T:
-    return await _run(lambda watcher: asyncio.to_thread(work, watcher), on_progress)
-
-
-async def _run(start: Callable[[Watcher], Awaitable[T]], on_progress: Progress | None, *, cancel: bool = False) -> T:
-    """Wait for work. Cancelled, it stops it (in a thread: asks it to end), waits until it has ended, and raises."""
-    loop = asyncio.get_running_loop()
-
-    def tell(what: str, done: int, total: int) -> None:
-        if on_progress is not None:
-            loop.call_soon_threadsafe(on_progress, what, done, total)
-
-    watcher = Watcher(tell)
-    running = asyncio.ensure_future(start(watcher))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        watcher.stop()
-        if cancel:
-            running.cancel()
-        while not running.done():
-            try:
-                await asyncio.wait({running})
-            except asyncio.CancelledError:
-                continue
-        if not running.cancelled():
-            running.exception()  # looked at: it ended because it was told to
-        raise
-    except sqlite3.Error as error:
-        raise translate(error) from error
-    except OSError as error:
-        raise DurableUnavailableError(f"{error.filename or 'a file'}: {error.strerror or error}") from error

@@ -25,6 +25,8 @@ T = TypeVar("T")
 # A shard has one request under way to read and one to write; more connections would only queue on the server.
 _CONNECTIONS = 4
 _FAILURES = 3
+# One greeting less than with the newer protocol, which has nothing for us. The URL can ask for it.
+_PLAIN = {"protocol": 2}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
 # Nobody waits for it, and setting up TLS to another town takes longer than a read may.
 _CONNECT_S = 2.0
@@ -82,19 +84,20 @@ class RedisLink:
         self.up = False
         self.failures = self.outages = 0
         """Requests that failed, and how often so many did in a row that the server was left alone."""
+        self.error = ""
+        """What went wrong last."""
         self._in_a_row = {"read": 0, "replace": 0}
         self._coming_back: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()
         try:
             pool: Any = self._redis.asyncio.BlockingConnectionPool.from_url(
-                url, max_connections=_CONNECTIONS, timeout=None
+                url, max_connections=_CONNECTIONS, timeout=None, **_PLAIN
             )
         except (ValueError, TypeError) as error:
             raise ConfigurationError("shared_cache is no URL of a Redis server") from error
         # Over the URL's own: what is read are bytes, deadlines are kept here, and nothing is tried twice.
         pool.connection_kwargs.update(
             decode_responses=False,
-            protocol=2,
             retry=Retry(NoBackoff(), 0),
             socket_timeout=None,
             socket_connect_timeout=None,
@@ -148,18 +151,22 @@ class RedisLink:
                 answer = await request
         # Whatever it is: a server that is gone, out of memory or not ours, or a client that stumbled over its answer.
         except Exception as error:
-            self._failed(what)
+            self._failed(what, error)
             raise CacheError(f"the shared cache does not answer: {type(error).__name__}: {error}") from error
         self._in_a_row[what] = 0
         return answer
 
-    def _failed(self, what: str) -> None:
-        self.failures += 1
+    def _failed(self, what: str, error: Exception) -> None:
+        self._note(error)
         self._in_a_row[what] += 1
         if self.up and self._in_a_row[what] >= _FAILURES:
             self.up = False
             self.outages += 1
             self._coming_back = asyncio.create_task(self._come_back(_FIRST_PAUSE_S), name="memory_store shared cache")
+
+    def _note(self, error: Exception) -> None:
+        self.failures += 1
+        self.error = f"{type(error).__name__}: {error}"
 
     async def _come_back(self, pause_s: float) -> None:
         """Ask until the server answers, with growing pauses, each of another length in each process."""
@@ -169,8 +176,8 @@ class RedisLink:
             try:
                 async with asyncio.timeout(_CONNECT_S):
                     await self._client.ping()
-            except Exception:  # as in `_call`
-                self.failures += 1
+            except Exception as error:  # as in `_call`
+                self._note(error)
             else:
                 self._in_a_row = dict.fromkeys(self._in_a_row, 0)
                 self.up = True

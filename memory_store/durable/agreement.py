@@ -46,7 +46,7 @@ def shard_in_sql(connection: Connection, namespace: str) -> str:
 def check_log(connection: Connection, findings: Findings) -> None:
     """Check that the log has no gaps, and that each commit in it is whole; see `_BROKEN`."""
     server = is_server(connection)
-    for shard, position, before, count, highest, nonces in connection.execute(_BROKEN):
+    for shard, position, before, count, highest, nonces in connection.execute(_broken(connection)):
         where = f"shard {shard}, position {position:,}" if server else f"position {position:,}"
         if nonces:
             findings.add(Problem("log", f"{where} has several random numbers"))
@@ -70,18 +70,24 @@ MISPLACED = f"kind <> '{STORE}' AND shard <> memory_store_shard(namespace)"
 """Which changes stand in another shard of a server's log than that of their namespace."""
 _COUNT_MISPLACED = f"SELECT count(*) FROM changes WHERE {MISPLACED}"  # noqa: S608 - our own words
 
-# Positions rise by one, except where a restore went on from the positions of the database it replaced. What is lost of
-# the log before a repair stays lost, and no follower can come from there: it was told then.
+# Positions rise by one, except where a restore or a copy went on from the positions of another database.
 _BROKEN = f"""SELECT shard, position, before, count, highest, nonces FROM (
   SELECT commits.*, lag(position) OVER (PARTITION BY shard ORDER BY position) AS before FROM (
-    SELECT c.shard, c.position, count(*) AS count, max(c.idx) AS highest, min(c.nonce) <> max(c.nonce) AS nonces,
-           max(CASE WHEN c.kind = '{STORE}' AND c.operation IN ('restore', 'repair') THEN 1 ELSE 0 END) AS may_jump
-    FROM changes AS c LEFT JOIN (
-      SELECT shard, max(position) AS position FROM changes
-      WHERE kind = '{STORE}' AND operation = 'repair' GROUP BY shard) AS repaired ON repaired.shard = c.shard
-    WHERE c.position >= coalesce(repaired.position, 0) GROUP BY c.shard, c.position) AS commits) AS ordered
+    SELECT shard, position, count(*) AS count, max(idx) AS highest, min(nonce) <> max(nonce) AS nonces,
+           max(CASE WHEN kind = '{STORE}' AND operation IN ('restore', 'repair', 'copy') THEN 1 ELSE 0 END) AS may_jump
+    FROM changes WHERE position >= {{}} GROUP BY shard, position) AS commits) AS ordered
 WHERE nonces OR count <> highest + 1 OR (position <> before + 1 AND may_jump = 0)
 ORDER BY shard, position"""  # noqa: S608 - our own names
+
+# What is lost of the log before a repair stays lost, and no follower can come from there: it was told then.
+_LAST_REPAIRS = f"""SELECT shard, max(position) FROM changes
+WHERE kind = '{STORE}' AND operation = 'repair' GROUP BY shard"""  # noqa: S608 - our own names
+
+
+def _broken(connection: Connection) -> str:
+    repaired = connection.execute(_LAST_REPAIRS).fetchall()
+    since = " ".join(f"WHEN {shard} THEN {position}" for shard, position in repaired)
+    return _BROKEN.format(f"CASE shard {since} ELSE 0 END" if since else "0")
 
 
 @contextmanager
@@ -127,13 +133,18 @@ _SORT = (
 
 
 def _sorted_within(kind: str) -> str:
-    """Return what a server puts before a query instead of these tables."""
+    """Return what a server puts before a query instead of these tables.
+
+    There is one more: `log_emptied` has the last time plain SQL truncated a table, in each shard, whose log does not
+    say which one. What was stored before that may be gone.
+    """
     only = f" AND kind = '{kind}'"
     return (
         "WITH log_last AS (SELECT DISTINCT ON (kind, namespace, key) kind, namespace, key, parent, operation, "  # noqa: S608
-        f"revision, {_PLACE} AS at FROM changes WHERE key IS NOT NULL AND operation <> 'move'{only} "
+        f"revision, shard, {_PLACE} AS at FROM changes WHERE key IS NOT NULL AND operation <> 'move'{only} "
         f"ORDER BY kind, namespace, key, position DESC, idx DESC), log_gone AS ({_GONE.format(only)}), "
-        f"log_moved AS ({_MOVED.format(only)})"
+        f"log_moved AS ({_MOVED.format(only)}), log_emptied AS (SELECT shard, max({_PLACE}) AS at FROM changes "
+        f"WHERE kind = '{STORE}' AND operation = 'truncate' GROUP BY shard)"
     )
 
 
@@ -156,6 +167,8 @@ def disagreements(connection: Connection, kind: str) -> str:
             f"AND every.namespace = {of}.namespace AND every.parent = ''"
         )
 
+    emptied = "LEFT JOIN log_emptied AS t ON t.shard = l.shard" if server else ""
+    kept = "AND l.at > coalesce(t.at, 0)" if server else ""
     unlogged = "l.key IS NULL"
     if trimmed := [str(shard) for (shard,) in connection.execute(_TRIMMED)]:
         within = f"{shard_in_sql(connection, 'r.namespace')} NOT IN ({', '.join(trimmed)})"
@@ -175,9 +188,9 @@ def disagreements(connection: Connection, kind: str) -> str:
         FROM log_last AS l
         LEFT JOIN {spec.table.name} AS r ON r.namespace = l.namespace AND r.id = l.key
         LEFT JOIN log_moved AS m ON m.kind = l.kind AND m.namespace = l.namespace AND m.key = l.key
-        {deletions("l", "l.parent")}
+        {deletions("l", "l.parent")} {emptied}
         WHERE l.kind = '{kind}' AND l.operation <> 'delete' AND r.id IS NULL
-              AND l.at > {gone} AND l.at > coalesce(m.at, 0)""".lstrip()  # noqa: S608 - our own names
+              AND l.at > {gone} AND l.at > coalesce(m.at, 0) {kept}""".lstrip()  # noqa: S608 - our own names
 
 
 # Also where there is no head any more.

@@ -134,6 +134,7 @@ _CREATE = re.compile(r"CREATE (?:OR REPLACE )?(?:CONSTRAINT )?(FUNCTION|TRIGGER)
 _ALTER_FUNCTION = re.compile(r"ALTER FUNCTION (\w+)")
 _DROP = re.compile(r"DROP (FUNCTION|TRIGGER) (?:IF EXISTS )?(\w+)")
 _TRIGGER_TABLE = re.compile(r" ON (\w+) ")
+_RETURN = re.compile(r"RETURN .*\)$", re.MULTILINE)
 _BODY = re.compile(r"AS \$\$(.*)\$\$", re.DOTALL)
 
 
@@ -167,12 +168,18 @@ def _from_migrations() -> tuple[dict[_Key, _Object], dict[_Key, _Object]]:
 
 
 def _function(statement: str, name: str) -> tuple[Any, tuple[str, ...]]:
-    """Return what counts of a function, and what makes it: one without a body in its text is asked what it gives."""
+    """Return what counts of a function, and what makes it; what is made by a block of code has no body as a text."""
     if statement.startswith("CREATE"):
         body = _BODY.search(statement)
         make = re.sub("^CREATE (OR REPLACE )?", "CREATE OR REPLACE ", statement)
         return " ".join(body[1].split()) if body else "", (make,)
-    return "", (f"DROP FUNCTION IF EXISTS {name}", statement)
+    body = _RETURN.search(statement)
+    return _expression(body[0] if body else ""), (f"DROP FUNCTION IF EXISTS {name}", statement)
+
+
+def _expression(text: str) -> str:
+    """Return what counts of a function that is one expression; how many heads there are is the database's own."""
+    return re.sub(r", (\d+|%s)\)$", ", N)", re.sub(r"::\w+|pg_catalog\.", "", text))
 
 
 def _reduced(trigger: str) -> str:
@@ -221,7 +228,8 @@ _UNTOLD = (
 )
 _RULES = "SELECT rulename::text, c.relname::text FROM pg_rewrite r JOIN pg_class c ON c.oid = ev_class WHERE {}"
 _FUNCTIONS = (
-    "SELECT proname::text, prosrc FROM pg_proc WHERE pronamespace = current_schema()::regnamespace "
+    "SELECT proname::text, coalesce(pg_get_function_sqlbody(oid), ''), prosrc FROM pg_proc "
+    "WHERE pronamespace = current_schema()::regnamespace "
     "AND proname LIKE 'memory\\_store\\_%'"
 )
 
@@ -239,8 +247,8 @@ def _found(connection: Connection) -> dict[_Key, _Object]:
     for table, column, type_, required, collation in rows(_COLUMNS):
         columns.setdefault(table, {})[column] = type_, required, collation
     found: dict[_Key, _Object] = {("table", table): _Object(table, shape) for table, shape in columns.items()}
-    for name, body in rows(_FUNCTIONS):
-        found["function", name] = _Object("", " ".join(body.split()))
+    for name, expression, body in rows(_FUNCTIONS):
+        found["function", name] = _Object("", _expression(expression) or " ".join(body.split()))
     for name, table, names, unique, method, valid in rows(_INDEXES):
         found["index", name] = _Object(table, (list(names), unique, method, valid))
     for name, table, kind, names, referred, referred_names, on_delete, valid in rows(_KEYS):

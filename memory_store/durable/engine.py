@@ -159,7 +159,9 @@ def _parse_server(parsed: URL, driver: str) -> ServerTarget:
     known = {item.name for item in fields(Settings)}
     parameters = {name: value if isinstance(value, str) else value[-1] for name, value in parsed.query.items()}
     ours = {name: value for name, value in parameters.items() if name in known}
-    return ServerTarget(parsed.difference_update_query(ours), ours)
+    # Of a repeated host or port the driver would take the last one only.
+    several = {name: ",".join(value) for name, value in parsed.query.items() if isinstance(value, tuple)}
+    return ServerTarget(parsed.difference_update_query(ours).update_query_dict(several), ours)
 
 
 def embedded(target: Target | ServerTarget, what: str) -> Target:

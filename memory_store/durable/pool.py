@@ -14,6 +14,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
 from memory_store.clock import boot_s
 from memory_store.durable.breaker import Breaker
 from memory_store.durable.dialects import TransientError
@@ -273,15 +275,7 @@ class PoolLane:
         return await future
 
     async def _run_again(self, function: Callable[[Any], T]) -> T:
-        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
-
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(TransientError),
-            stop=stop_after_attempt(_RETRIES),
-            wait=wait_random_exponential(multiplier=_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
-            reraise=True,
-        )
-        return await retrying(self._run_once, function)
+        return await _retrying()(self._run_once, function)
 
     async def close(self) -> None:
         """Wait for what runs."""
@@ -293,10 +287,19 @@ _RETRIES = 4
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
 
+def _retrying() -> AsyncRetrying:
+    return AsyncRetrying(
+        retry=retry_if_exception_type(TransientError),
+        stop=stop_after_attempt(_RETRIES),
+        wait=wait_random_exponential(multiplier=_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
+        reraise=True,
+    )
+
+
 class PinnedLane:
     """Runs functions one after another on one connection, taken for the first and kept until `unpin`.
 
-    Nothing is run again here: it belongs to one transaction.
+    Only the first is run again where its connection has broken: the others belong to the transaction it begins.
     """
 
     settles = True
@@ -334,12 +337,29 @@ class PinnedLane:
         if self._refused is not None:
             raise self._refused  # there is nothing that this function could belong to
         if self._connection is None:
-            try:
-                self._connection = await self._pool.acquire()
-            except MemoryStoreError as error:
-                self._refused = error
-                raise
+            return await self._run_first(function)
         return await self._connection.runner.call(function, self._connection)
+
+    async def _run_first(self, function: Callable[[Any], T]) -> T:
+        """Run the function that begins the transaction, on other connections if need be: nothing has been done yet."""
+        try:
+            try:
+                return await self._begin(function)
+            except TransientError:
+                return await _retrying()(self._begin, function)
+        except MemoryStoreError as error:
+            self._refused = error
+            raise
+
+    async def _begin(self, function: Callable[[Any], T]) -> T:
+        connection = await self._pool.acquire()
+        try:
+            result = await connection.runner.call(function, connection)
+        except BaseException:
+            self._pool.release(connection)
+            raise
+        self._connection = connection
+        return result
 
     async def _give_back(self, last: asyncio.Task[Any] | None) -> None:
         if last is not None and not last.done():

@@ -10,7 +10,20 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgpack
-from sqlalchemy import BigInteger, Column, Dialect, Select, and_, bindparam, false, func, or_, select, type_coerce
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Dialect,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    false,
+    func,
+    or_,
+    select,
+    type_coerce,
+)
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import (
     BindParameter,
@@ -26,8 +39,9 @@ from sqlalchemy.sql.selectable import Exists, FromClause, ScalarSelect, SelectBa
 from sqlalchemy.types import NullType
 
 from memory_store.codec import pack_row
+from memory_store.durable.changes import HEAD
 from memory_store.durable.compiled import compiled
-from memory_store.durable.statements import raw_columns
+from memory_store.durable.statements import HEAD_STATE, raw_columns
 from memory_store.errors import ConfigurationError
 from memory_store.records import RecordSpec
 
@@ -121,14 +135,15 @@ def page_query(
     orders: Sequence[Order],
     limit: int,
     cursor: str | None,
+    shard: int | None = None,
 ) -> Query:
     """Return the query of one page: the row's values, then the value of each part of the order.
 
     A page continues by value, not by offset: it costs the same wherever it starts, and rows that come or go meanwhile
-    are neither repeated nor skipped.
+    are neither repeated nor skipped. With a shard, its head as the rows' snapshot saw it stands behind each row.
     """
     after = None if cursor is None else _read_cursor(spec, orders, cursor)
-    values = {"namespace_": namespace, "limit_": limit}
+    values = {"namespace_": namespace, "limit_": limit, "shard_": shard}
     values.update({f"after_{i}": value for i, value in enumerate(after or ())})
     nulls = None if after is None else tuple(value is None for value in after)
 
@@ -142,13 +157,13 @@ def page_query(
         )
         if nulls is not None:
             statement = statement.where(_after(orders, nulls))
-        # NULL sorts before all values in SQLite; said, so that every database and `_after` agree.
-        return statement.order_by(
-            *(o.expression.desc().nulls_last() if o.descending else o.expression.asc().nulls_first() for o in orders)
-        ).limit(bindparam("limit_", type_=BigInteger()))
+        if shard is not None:
+            joined = spec.table.join(HEAD, HEAD.c.shard == bindparam("shard_", type_=Integer()))
+            statement = statement.add_columns(*HEAD_STATE).select_from(joined)
+        return statement.order_by(*map(_direction, orders)).limit(bindparam("limit_", type_=BigInteger()))
 
     given = [*([] if where is None else [_own_expression(spec, where, "where")]), *(o.expression for o in orders)]
-    shape = ("page", spec.kind, where is None, tuple(order.descending for order in orders), nulls)
+    shape = ("page", spec.kind, where is None, tuple(order.descending for order in orders), nulls, shard is None)
     return Query(*compiled(dialect, shape, given, values, build))
 
 
@@ -168,6 +183,15 @@ def _within(spec: RecordSpec[Any], where: ColumnElement[bool] | None) -> ColumnE
     inside = spec.table.c.namespace == bindparam("namespace_")
     # Grouped: whatever the expression renders as, an OR in it cannot reach past the namespace.
     return inside if where is None else and_(inside, Grouping(where))
+
+
+def _direction(order: Order) -> ColumnElement[Any]:
+    expression = order.expression
+    part = expression.desc() if order.descending else expression.asc()
+    if isinstance(expression, Column) and not expression.nullable:
+        return part  # to say more keeps PostgreSQL from using an index: a page took nine times as long
+    # NULL sorts before all values in SQLite; said, so that every database and `_after` agree.
+    return part.nulls_last() if order.descending else part.nulls_first()
 
 
 def _raw(expression: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -21,7 +21,7 @@ from memory_store.durable.changes import SHARD
 from memory_store.durable.commits import rollback
 from memory_store.durable.drafts import Draft
 from memory_store.durable.engine import Target
-from memory_store.durable.findings import Findings, Watcher
+from memory_store.durable.findings import Difference, Findings, Watcher
 from memory_store.durable.lock import FileLock
 from memory_store.durable.log import begin_epoch
 from memory_store.durable.verify import CHECKS, check_database, compare_schema, opened_to_read, run_checks
@@ -120,14 +120,24 @@ class Repair:
         Raises:
             DurableUnavailableError: a table is missing, or has lost columns.
         """
-        for item in compare_schema(self._connection):
-            if item.type == "table":
-                raise self.damaged(f"table {item.name} {item.text}")
+        for item in self.require_tables():
             if item.make is None or (not references and any("FOREIGN KEY" in part for part in item.make)):
                 continue  # what somebody put there on purpose is told as still wrong
             for statement in item.make:
                 self._execute(statement)
             self._done.append(f"made {item.type} {item.name} anew")
+
+    def require_tables(self) -> list[Difference]:
+        """Return what is missing of the schema, or is another one.
+
+        Raises:
+            DurableUnavailableError: a table is.
+        """
+        differences = compare_schema(self._connection)
+        for item in differences:
+            if item.type == "table":
+                raise self.damaged(f"table {item.name} {item.text}")
+        return differences
 
     def log(self, changes: str) -> int:
         """Log the changes that a query gives, each in its namespace's shard, behind its epoch; return how many."""

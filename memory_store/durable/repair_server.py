@@ -72,6 +72,8 @@ class _ServerRepair(Repair):
         """Begin a transaction, repair, and return what was done; the caller commits."""
         wrong = self._findings.counts
         watcher.note("repairing", 0, 1)
+        counted = head_count(self._connection)
+        self.require_tables()
         self._execute("BEGIN IMMEDIATE")
         for statement in (
             f"SET LOCAL lock_timeout = {int(timeout_s * 1000)}",
@@ -87,6 +89,8 @@ class _ServerRepair(Repair):
         try:
             if wrong["schema"]:
                 self.make_schema(references=False)
+                if counted is None and self._is_misplaced():  # it was made for the heads that are there: too few
+                    raise self.damaged("how many heads it was made with is not known")
             self._begin_epoch()
             if wrong["foreign keys"]:
                 self.delete_orphans()
@@ -125,8 +129,11 @@ class _ServerRepair(Repair):
                 self._done.append(f"made a head of shard {shard}")
         epoch = max((head.epoch for head in heads), default=0)
         for shard in range(count):
-            begun = begin_epoch(self._execute, "repair", self.last_position(shard), epoch, shard)
-        self._done.append(f"began epoch {begun.epoch} in all {count} heads")
+            begin_epoch(self._execute, "repair", self.last_position(shard), epoch, shard)
+        self._done.append(f"began epoch {epoch + 1} in all {count} heads")
+
+    def _is_misplaced(self) -> bool:
+        return bool(self._execute(f"SELECT 1 FROM changes WHERE {MISPLACED} LIMIT 1").fetchall())  # noqa: S608
 
     def _delete_misplaced(self) -> None:
         """Delete what the log says in a shard where no follower of its namespace looks; it is said again after this."""

@@ -68,6 +68,9 @@ class Runner:
 
     def _go_on(self, said: _Ended | Coroutine[Any, Any, Any]) -> None:
         """Take what the greenlet said when it switched back: its function's end, or what it waits for."""
+        if self._greenlet is None and not isinstance(said, _Ended):  # closed while it waited
+            said.close()
+            return
         while not isinstance(said, _Ended):
             waiting = said
             try:

@@ -92,7 +92,8 @@ class ServerTier:
             self.target.dsn,
             settings.timeout_s,
             {} if settings.pooler else limits,
-            command_timeout=settings.statement_timeout_s + 5,
+            # The server gives up first, unless nobody is there.
+            command_timeout=settings.statement_timeout_s + min(settings.statement_timeout_s, 5),
             statement_cache_size=0 if settings.pooler else _PREPARED,
             max_cached_statement_lifetime=0,
         )

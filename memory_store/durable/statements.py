@@ -33,6 +33,7 @@ from memory_store.durable.connection import Connection, ServerText
 from memory_store.records import RECORDS, RecordSpec
 
 __all__ = [
+    "HEAD_STATE",
     "STATEMENTS",
     "Statements",
     "batch_size",
@@ -100,7 +101,7 @@ def batch_size(count: int) -> int:
 
 
 _OUR_HEAD = HEAD.c.shard == bindparam("shard")
-_HEAD_STATE = (HEAD.c.position, HEAD.c.nonce, HEAD.c.store_id, HEAD.c.epoch, HEAD.c.shard)
+HEAD_STATE = (HEAD.c.position, HEAD.c.nonce, HEAD.c.store_id, HEAD.c.epoch, HEAD.c.shard)
 
 
 class Statements:
@@ -204,7 +205,7 @@ class Statements:
             ours = and_(self._in_namespace, column.in_([bindparam(f"k{i}") for i in range(places)]))
             statement: Select[Any] = select(*raw_columns(self._spec))
             if with_head:
-                statement = statement.add_columns(*_HEAD_STATE)
+                statement = statement.add_columns(*HEAD_STATE)
                 statement = statement.select_from(HEAD.outerjoin(self._table, ours)).where(_OUR_HEAD)
             else:
                 statement = statement.where(ours)
@@ -225,19 +226,19 @@ STATEMENTS: dict[str, Statements] = {kind: Statements(spec) for kind, spec in RE
 @cache
 def head_select() -> str:
     """Shard -> the values of a `HeadState`."""
-    return _text(select(*_HEAD_STATE).where(_OUR_HEAD))
+    return _text(select(*HEAD_STATE).where(_OUR_HEAD))
 
 
 @cache
 def heads_select() -> str:
     """() -> the values of each shard's `HeadState`."""
-    return _text(select(*_HEAD_STATE).order_by(HEAD.c.shard))
+    return _text(select(*HEAD_STATE).order_by(HEAD.c.shard))
 
 
 @cache
 def head_claim() -> str:
     """Shard -> the values of its `HeadState`; from here to `head_update` the triggers leave the log to us."""
-    return _text(update(HEAD).where(_OUR_HEAD).values(writing=_ONE).returning(*_HEAD_STATE))
+    return _text(update(HEAD).where(_OUR_HEAD).values(writing=_ONE).returning(*HEAD_STATE))
 
 
 @cache

@@ -267,8 +267,8 @@ async def _prepare(place: Target | ServerTarget, settings: Settings, origin: Tar
         number = heads if same else settings.heads
         try:
             await in_thread(partial(schema.upgrade, place, settings.timeout_s, heads=number))
-        except SchemaMismatchError as error:
-            if error.found != UNFINISHED:  # another copy was faster, and has the target's lock
+        except Exception:  # of Alembic as well, which does not know a revision that another copy has set meanwhile
+            if await in_thread(partial(schema.current_revision, place)) != UNFINISHED:
                 raise
     elif found != UNFINISHED:
         schema.check(found, place)

@@ -3,6 +3,8 @@
 They are no stores: nothing is cached, nothing runs beside them, and the target is not to be opened as one yet.
 """
 
+# ruff: noqa: S608 - statements are made of our own names
+
 from __future__ import annotations
 
 import asyncio
@@ -156,15 +158,16 @@ class _ServerEnd:
 
     def begin(self, connection: Connection, *, all_heads: bool, durable: bool) -> None:
         connection.execute("BEGIN IMMEDIATE")
-        # For this transaction only: behind a pooler the session is also others'.
-        wanted = "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' END" if durable else "'off'"
-        connection.execute(
-            f"SELECT set_config('memory_store.writing', 'on', true), set_config('synchronous_commit', "
-            f"coalesce({wanted}, current_setting('synchronous_commit')), true)"
-        )
         if all_heads:
             connection.execute(f"SELECT pg_advisory_xact_lock({_HEADS_LOCK})")
-            connection.execute("SELECT shard FROM head ORDER BY shard FOR UPDATE")
+        # The head before the tables, as everyone locks them. The settings are for this transaction only: behind a
+        # pooler the session is also others'.
+        wanted = "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' END" if durable else "'off'"
+        connection.execute(
+            "SELECT set_config('memory_store.writing', 'on', true), set_config('synchronous_commit', "
+            f"coalesce({wanted}, current_setting('synchronous_commit')), true) "
+            f"FROM head WHERE shard = 0 OR {all_heads} ORDER BY shard FOR UPDATE"
+        )
 
     def begin_reading(self, connection: Connection) -> None:
         connection.execute("BEGIN")
@@ -277,8 +280,11 @@ async def _connected(target: ServerTarget, settings: Settings) -> _ServerEnd:
         "statement_timeout": "0",
         "idle_in_transaction_session_timeout": "0",
     }
-    driver = await connect(target.dsn, settings.timeout_s, limits)
-    return _ServerEnd(ServerConnection(driver))
+    pooled = settings.pooler
+    driver = await connect(
+        target.dsn, settings.timeout_s, {} if pooled else limits, **({"statement_cache_size": 0} if pooled else {})
+    )
+    return _ServerEnd(ServerConnection(driver, limits if pooled else None))
 
 
 async def in_thread(function: Callable[[], T]) -> T:

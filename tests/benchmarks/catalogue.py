@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import copying, server
 from .coherence import commit_with, hit_bounded, hit_linearizable, linearizable_against_row
 from .harness import Benchmark
 from .pause import pause
@@ -84,6 +85,24 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark("idle_feed", "an open feed while nothing happens", "no feed", idle_feed, 0.5, compared="ours"),
         Benchmark("save", "saving the cache", "a plain write of the same bytes, synced", save, 1.5),
         Benchmark("warm", "open until the saved cache is loaded", "reading the file", warm, 500.0, compared="ours"),
+        Benchmark("server_miss", "server: get, miss", "asyncpg fetchrow + decode", server.miss, 1.3),
+        Benchmark("server_put", "server: put, alone", "asyncpg transaction of one INSERT, no log", server.put, 1.5),
+        Benchmark(
+            "server_put_64",
+            "server: put, 64 writers",
+            "pool of 10, a transaction each, no log",
+            server.writers,
+            3.0,
+            "at least",
+        ),
+        Benchmark(
+            "server_put_many", "server: put_many, 5 steps an episode", "bare COPY", server.put_many, 0.5, "at least"
+        ),
+        Benchmark("server_list", "server: list 50 by domain", "the query + decode, asyncpg", server.list_page, 1.5),
+        Benchmark(
+            "server_heads", "server: puts in two namespaces", "in one of them", server.two_heads, 1.8, "at least"
+        ),
+        Benchmark("server_copy", "copy, SQLite to PostgreSQL", "bare COPY of the rows", copying.copy, 0.4, "at least"),
         Benchmark("pause", "event-loop pause, p99.9", "the same clock, store idle", pause, 10.0, compared="ours"),
     )
 }

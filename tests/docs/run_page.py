@@ -1,7 +1,11 @@
 """Runs the blocks of one page in order, in the current directory: a program of its own, so that nothing of it stays.
 
 Python blocks share one namespace and one event loop and may await at the top level; what they print must be what their
-`#> ` comments say. Console blocks run the commands after `$ `, each of which must succeed.
+`#> ` comments say. Console blocks run the commands after `$ `, each of which must succeed. SQL blocks are run by psql
+as the server's administrator, in the database `postgres` until they connect to another.
+
+The pages' servers are `db.example` and `cache.example`: in what is run, the URL of a real one stands in their place,
+with the user, the database and the parameters of the page.
 """
 
 from __future__ import annotations
@@ -19,18 +23,34 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tests.docs.pages import REPOSITORY, Block, blocks_of
 
 PROGRAMS = Path(sys.executable).parent
+# Where the servers are, if the page needs them: the folder of PostgreSQL's socket and programs, and Redis's URL.
+POSTGRES, POSTGRES_PROGRAMS = os.environ.get("DOCS_POSTGRES", ""), Path(os.environ.get("DOCS_POSTGRES_PROGRAMS", ""))
+REDIS = os.environ.get("DOCS_REDIS", "")
+
+_POSTGRES_URL = re.compile(r"postgresql://(\w+)@db\.example/(\w+)(\?)?")
+_REDIS_URL = re.compile(r"redis://cache\.example/0")
 
 
 class BlockError(Exception):
     """A block does not do what the page says."""
 
 
+def with_servers(text: str) -> str:
+    """Put the servers of this run in the place of the page's."""
+
+    def of_postgres(found: re.Match[str]) -> str:
+        return f"postgresql://{found[1]}@/{found[2]}?host={quote(POSTGRES, safe='')}{'&' if found[3] else ''}"
+
+    return _REDIS_URL.sub(REDIS, _POSTGRES_URL.sub(of_postgres, text))
+
+
 def run_python(block: Block, namespace: dict[str, Any], runner: asyncio.Runner, page: Path) -> None:
-    source = "\n" * block.line + block.text  # so that a traceback names the page's own lines
+    source = "\n" * block.line + with_servers(block.text)  # so that a traceback names the page's own lines
     code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -52,16 +72,27 @@ def run_console(block: Block) -> None:
     for line in block.text.splitlines():
         if not line.startswith("$ "):
             continue
-        words = shlex.split(line[2:], comments=True)
+        words = shlex.split(with_servers(line[2:]), comments=True)
         if words[0] in ("memory-store", "alembic", "python"):
-            environment = {**os.environ, "ALEMBIC_CONFIG": str(REPOSITORY / "alembic.ini")}
-            done = subprocess.run(
-                [str(PROGRAMS / words[0]), *words[1:]], env=environment, capture_output=True, text=True, timeout=60
-            )
-            if done.returncode != 0:
-                raise BlockError(f"{line!r} ended with {done.returncode}: {done.stdout}{done.stderr}")
+            run_program(line, [str(PROGRAMS / words[0]), *words[1:]])
+        elif words[0] in ("pg_dump", "pg_restore"):
+            run_program(line, [str(POSTGRES_PROGRAMS / words[0]), *words[1:]])
         elif words[0] not in ("make", "pip", "git"):
             raise BlockError(f"{line!r} starts with a command the tests do not know")
+
+
+def run_program(line: str, command: list[str]) -> None:
+    environment = {**os.environ, "ALEMBIC_CONFIG": str(REPOSITORY / "alembic.ini")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        raise BlockError(f"{line!r} ended with {done.returncode}: {done.stdout}{done.stderr}")
+
+
+def run_sql(block: Block) -> None:
+    command = [str(POSTGRES_PROGRAMS / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", POSTGRES, "-U", "postgres"]
+    done = subprocess.run(command, input=block.text, capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        raise BlockError(f"psql ended with {done.returncode}: {done.stderr}")
 
 
 def main(page: Path) -> None:
@@ -74,6 +105,8 @@ def main(page: Path) -> None:
                     run_python(block, namespace, runner, page)
                 elif block.language == "console":
                     run_console(block)
+                elif block.language == "sql":
+                    run_sql(block)
             except BlockError as error:
                 sys.exit(f"{page.name}, block on line {block.line}: {error}")
 

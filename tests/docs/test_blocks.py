@@ -12,26 +12,51 @@ from pathlib import Path
 
 import pytest
 
+from memory_store.config import resolve_settings
+from memory_store.durable.engine import parse_url
 from tests.docs.pages import PAGES, REPOSITORY, blocks_of, name_of
+from tests.servers.installation import postgres_programs
 
-PYTHON = [page for page in PAGES if {b.language for b in blocks_of(page.read_text("utf-8"))} & {"python", "console"}]
+RUN = {"python", "console", "sql"}
+RUNNING = [page for page in PAGES if {b.language for b in blocks_of(page.read_text("utf-8"))} & RUN]
+URL = re.compile(r"""\b(?:sqlite|postgresql)(?:\+\w+)?://[^\s`'")|]+""")
 DIAGRAMS = ("flowchart ", "sequenceDiagram", "stateDiagram-v2", "classDiagram", "erDiagram", "xychart-beta")
 
 
-def run_page(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_page(page: Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-X", "dev", "-m", "tests.docs.run_page", str(page)],
         cwd=folder,
-        env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(folder), "TMPDIR": str(folder)},
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(folder), "TMPDIR": str(folder)}
+        | variables,
         capture_output=True,
         text=True,
         timeout=120,
     )
 
 
-@pytest.mark.parametrize("page", PYTHON, ids=name_of)
-def test_blocks_run(page: Path, tmp_path: Path) -> None:
-    done = run_page(page, tmp_path)
+@pytest.fixture
+def servers(page: Path, request: pytest.FixtureRequest) -> dict[str, str]:
+    """What a page is told of its servers. A PostgreSQL of its own: roles belong to the server.
+
+    The role `agent` and its database `agents` are there, unless the page makes them.
+    """
+    code = "".join(block.text for block in blocks_of(page.read_text("utf-8")) if block.language in RUN)
+    told = {}
+    if "db.example" in code or "\n```sql" in page.read_text("utf-8"):
+        server = request.getfixturevalue("make_postgres")(durable=False)
+        if "CREATE DATABASE" not in code:
+            server.execute("CREATE ROLE agent LOGIN")
+            server.execute("CREATE DATABASE agents OWNER agent TEMPLATE template0")
+        told = {"DOCS_POSTGRES": str(server.socket_folder), "DOCS_POSTGRES_PROGRAMS": str(postgres_programs())}
+    if "cache.example" in code:
+        told["DOCS_REDIS"] = request.getfixturevalue("redis_url")
+    return told
+
+
+@pytest.mark.parametrize("page", RUNNING, ids=name_of)
+def test_blocks_run(page: Path, tmp_path: Path, servers: dict[str, str]) -> None:
+    done = run_page(page, tmp_path, **servers)
 
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -72,7 +97,15 @@ def test_blocks_have_a_language_and_the_right_form(page: Path) -> None:
         elif block.language == "mermaid":
             assert block.text.startswith(DIAGRAMS), place
         else:
-            assert block.language in {"python", "console", "text"}, place
+            assert block.language in {*RUN, "text"}, place
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_urls_are_understood(page: Path) -> None:
+    """Also where they stand in what is not run."""
+    for url in URL.findall(page.read_text("utf-8")):
+        if "..." not in url:
+            resolve_settings(parse_url(url.rstrip(".,;:")).parameters, {})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -29,6 +29,9 @@ COMMANDS = {
     "backup",
     "restore",
     "verify",
+    "copy",
+    "partition",
+    "secure",
 } | {f"cache {command}" for command in ("status", "rebuild", "clear")}
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from memory_store import Episode, MemoryStore, Step
+from memory_store import Episode, MemoryStore, Step, upkeep
 from memory_store.config import resolve_settings
 from memory_store.durable.engine import parse_url
 from memory_store.durable.log import read_heads
@@ -115,6 +115,7 @@ async def require_copied(source: str, target: str, report: CopyReport) -> None:
     assert len({head.epoch for head in theirs.heads}) == 1
     assert theirs.heads[0].epoch > ours.heads[0].epoch
     assert await exported(source) == await exported(target)
+    assert (await upkeep.verify(target)).problems == []
 
 
 def require_no_gaps(found: Contents) -> None:

@@ -285,3 +285,19 @@ async def test_a_store_in_memory_can_be_watched_from_inside() -> None:
         seen = await Watch(store).look()
 
     assert (seen.cache_bytes, seen.cache_s_ago) == (0, None)
+
+
+async def test_commits_of_all_namespaces_are_counted_whatever_head_they_are_of(shared_url: str) -> None:
+    async with MemoryStore(shared_url) as store:
+        watch = Watch(store)
+        before = await watch.look()
+        for number in range(20):
+            await store.namespace(f"agent-{number}").episodes.put_many([episode(), episode()])
+        seen, after = await watch.look(), await watch.look()
+
+    assert seen.changes_per_s is not None
+    assert seen.commits_per_s is not None
+    assert seen.elapsed_s is not None
+    assert seen.position - before.position == round(seen.commits_per_s * seen.elapsed_s, 6) == 20
+    assert {kind: round(rate * seen.elapsed_s, 6) for kind, rate in seen.changes_per_s.items()} == {"episode": 40}
+    assert (after.commits_per_s, after.changes_per_s) == (0, {})

@@ -6,12 +6,13 @@ import asyncio
 import itertools
 import sqlite3
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from memory_store import (
     ConfigurationError,
@@ -23,7 +24,10 @@ from memory_store import (
     SchemaMismatchError,
 )
 from memory_store.durable import schema
-from memory_store.durable.engine import parse_url
+from memory_store.durable.dialects.postgresql import Connection, connect
+from memory_store.durable.engine import ServerTarget, parse_url
+from memory_store.durable.partitions import partition
+from memory_store.durable.row_security import secure
 from memory_store.errors import CodecError
 from memory_store.transfer import CopyProgress, copy_store
 from tests.integration.cli_support import memory_store, one_line
@@ -37,6 +41,7 @@ from tests.integration.copy_support import (
     require_copied,
 )
 from tests.servers.databases import PostgresDatabases
+from tests.servers.pooler import Pooler
 
 WAYS = [
     ("sqlite", "sqlite"),
@@ -305,31 +310,54 @@ async def test_heads_of_a_new_database_are_the_sources_or_as_asked_for(place: Ma
 
 
 async def test_a_partitioned_empty_database_is_filled(place: MakePlace) -> None:
-    from memory_store.durable.dialects.postgresql import connect
-    from memory_store.durable.engine import ServerTarget
-    from memory_store.durable.partitions import partition
-
     here, there = place("postgresql-16"), place("postgresql-16")
     await fill_source(here, episodes=5)
     target = parse_url(there)
     assert isinstance(target, ServerTarget)
     await asyncio.to_thread(schema.upgrade, target, 30.0)
-    driver = await connect(target.dsn, 30.0, {})
-    try:
-        from memory_store.durable.dialects.postgresql import Connection
-
-        connection = Connection(driver)
-
-        def split(connection: Any) -> None:
-            connection.execute("BEGIN IMMEDIATE")
-            partition(connection.execute, 4)
-            connection.execute("COMMIT")
-
-        await connection.runner.call(split, connection)
-        connection.close()
-    finally:
-        driver.terminate()
+    await _in_transaction(target, lambda execute: partition(execute, 4))
     await require_copied(here, there, await copy_store(here, there))
+
+
+async def test_a_role_that_sees_one_namespace_cannot_copy_it_for_the_whole(
+    place: MakePlace, postgres_server: PostgresDatabases
+) -> None:
+    here, there = place("postgresql-4"), place("sqlite")
+    await fill_source(here, episodes=2)
+    name, role = str(make_url(here).database), f"agent_{uuid.uuid4().hex[:8]}"
+    postgres_server.execute(f"CREATE ROLE {role} LOGIN")
+    try:
+        target = parse_url(here)
+        assert isinstance(target, ServerTarget)
+        await _in_transaction(target, lambda execute: secure(execute, role))
+        postgres_server.execute(f"ALTER ROLE {role} SET memory_store.namespace = 'default'")
+        with pytest.raises(DurableUnavailableError, match="row-level security"):
+            await copy_store(here.replace("postgres@", f"{role}@"), there)
+        await require_copied(here, there, await copy_store(here, there))
+    finally:
+        postgres_server.execute(f"DROP OWNED BY {role}", name)
+        postgres_server.execute(f"DROP ROLE {role}")
+
+
+async def _in_transaction(target: ServerTarget, work: Callable[[Any], Any]) -> None:
+    connection = Connection(await connect(target.dsn, 30.0, {}))
+
+    def run(connection: Any) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        work(connection.execute)
+        connection.execute("COMMIT")
+
+    await connection.runner.call(run, connection)
+    connection.close()
+
+
+async def test_through_a_pooler(place: MakePlace, postgres_server: PostgresDatabases) -> None:
+    here, there, back = place("sqlite"), place("postgresql-4"), place("sqlite")
+    await fill_source(here, episodes=30)
+    async with Pooler(postgres_server.upstream, size=2) as pooler:
+        pooled = f"{postgres_server.url_through(pooler.port, str(make_url(there).database))}?heads=4&pooler=true"
+        await require_copied(here, there, await copy_store(here, pooled))
+        await require_copied(there, back, await copy_store(pooled, back))
 
 
 async def test_the_command(place: MakePlace, tmp_path: Path) -> None:

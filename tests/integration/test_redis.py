@@ -216,7 +216,7 @@ async def held_answers(file_url: str, redis_url: str) -> tuple[str, bool]:
         await put(ours, domain="old")
         async with MemoryStore(file_url, namespace="test-agent", cache_path="") as plain:
             await plain.episodes.update("x", domain="new")
-        await ours.episodes.get("something", freshness="linearizable")  # the watermark is behind, and known
+        assert ours._access.coherence.look()  # it stands ahead of the watermark, which nobody moves on
         level(ours)._mended_at = float("inf")
         ours._access.cache.trail.restart(ours._access.cache.head)
         forget(ours)
@@ -236,9 +236,7 @@ async def test_nobody_meets_a_refused_answer_in_the_cache(file_url: str, redis_u
 
 
 async def test_that_test_would_notice(file_url: str, redis_url: str) -> None:
-    edit = Edit(SharedShard, "_answer", "head.position < since or ", "")
-    restart = Edit(CacheTier, "knows", "known = self.head", "known = self.head; return head[2:] == known[2:]")
-    with mutated(Mutant("", (edit, restart))):
+    with mutated(Mutant("", (Edit(SharedShard, "_answer", "head.position < since or ", ""),))):
         assert await held_answers(file_url, redis_url) != ("new,new", True)
 
 
@@ -332,7 +330,7 @@ async def test_damage_is_a_miss_and_heals(
             forget(theirs)
             assert await theirs.episodes.get_many(ids) == stored, round_
         if which == "entries":
-            assert counters(theirs).damaged == 15
+            assert counters(theirs).damaged == (0 if how == "another type" else 15)
         assert link(theirs).failures == 0
         await settled(theirs)
         forget(theirs)
@@ -430,7 +428,7 @@ async def test_it_works_on_a_node_of_a_cluster(file_url: str, make_redis: MakeRe
         for start in range(0, 16384, 2048):
             client.execute_command("CLUSTER", "ADDSLOTS", *range(start, start + 2048))
         async with asyncio.timeout(30):
-            while client.execute_command("CLUSTER", "INFO")["cluster_state"] != "ok":
+            while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
                 await asyncio.sleep(0.05)
     async with opened(file_url, server.tcp_url()) as ours, opened(file_url, server.tcp_url()) as theirs:
         stored = [await put(ours, f"x{n}") for n in range(20)]
@@ -511,8 +509,12 @@ async def test_it_can_be_set_by_the_environment_and_by_the_url(
         assert link(store).up
 
 
-async def test_options_of_the_url_do_not_change_what_is_read(file_url: str, redis_url: str) -> None:
-    url = f"{redis_url}&decode_responses=True&socket_timeout=0.001" if "?" in redis_url else redis_url
+@pytest.mark.parametrize("options", ["", "decode_responses=True&socket_timeout=0.0001", "protocol=3", "protocol=2"])
+async def test_options_of_the_url_do_not_change_what_is_read(
+    options: str, file_url: str, make_redis: MakeRedis
+) -> None:
+    server = make_redis()
+    url = f"{server.tcp_url()}?{options}"
     async with opened(file_url, url) as ours, opened(file_url, url) as theirs:
         stored = await put(ours)
         assert await theirs.episodes.get("x", freshness="linearizable") == stored
@@ -559,6 +561,7 @@ async def test_cancelled_anywhere_nothing_is_stale_and_nothing_is_left(file_url:
 async def test_an_opening_or_closing_that_is_cancelled_leaves_nothing_open(
     turns: int, file_url: str, redis_url: str, client: redis_client.Redis
 ) -> None:
+    before = len(client.client_list())
     store = MemoryStore(file_url, shared_cache=redis_url, **PATIENT)
     opening = asyncio.create_task(store.open())
     for _ in range(turns):
@@ -571,7 +574,7 @@ async def test_an_opening_or_closing_that_is_cancelled_leaves_nothing_open(
         closing_.cancel()
         await asyncio.gather(closing_, return_exceptions=True)
     assert not [task for task in asyncio.all_tasks() if "memory_store" in task.get_name()]
-    assert not link(store).up
+    assert store._link is None or not store._link.up
     async with asyncio.timeout(20):
-        while len(client.client_list()) > 1:
+        while len(client.client_list()) > before:
             await asyncio.sleep(0.01)

@@ -69,10 +69,13 @@ class Clients:
 
     # Reads
 
-    def a_read(self, process: Process, *, again: bool = False) -> tuple[str, Coroutine[Any, Any, None]]:
+    def a_read(
+        self, process: Process, *, again: bool = False, freshness: str | None = None
+    ) -> tuple[str, Coroutine[Any, Any, None]]:
         """Return some read; `again` for one of what was written last."""
         rng, roll = self._rng, 0.0 if again else self._rng.random()
-        freshness = None if rng.random() < 0.7 else rng.choice(("linearizable", "bounded"))
+        if freshness is None and rng.random() > 0.7:
+            freshness = rng.choice(("linearizable", "bounded"))
         at_least = 0
         if self.positions and rng.random() < 0.1:
             at_least = rng.choice(self.positions[-3:])[1]
@@ -141,9 +144,13 @@ class Clients:
 
     # Writes
 
-    def a_write(self, process: Process) -> tuple[str, Coroutine[Any, Any, None]]:
-        """Return some write."""
+    def a_write(self, process: Process, *, again: bool = False) -> tuple[str, Coroutine[Any, Any, None]]:
+        """Return some write; `again` for one of what was written last."""
         rng = self._rng
+        if again and self._written[0] == "episode":
+            _, namespace, id_ = self._written
+            operation: Operation = Put(EPISODE, namespace, [episode_row(id_, self.token())])
+            return f"put {namespace}/{id_}", self._write(process, operation)
         if rng.random() < 0.12:
             operations = [self._operation() for _ in range(rng.choice((1, 2, 3)))]
             name = f"transaction {', '.join(one[0] for one in operations)}"

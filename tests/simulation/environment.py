@@ -48,6 +48,8 @@ class Environment:
         self._favourite = drawn if favourite is None else favourite
         # Taking the database back behind everybody's back makes every other promise weaker, so most histories do not.
         self._rewinds = self._favourite == "rewind" or rng.random() < 0.1
+        self._rewinds_next = False
+        """Whether the database is taken back when something happens in the middle of things."""
         self._faults = rng.random() < 0.5
         self._fuse = self._draw_fuse()
         self._recovering = 0
@@ -98,7 +100,8 @@ class Environment:
         """Something happens while the process that is running is stopped between two statements."""
         rng = self.rng
         if rng.random() < 0.8 and self.database.locked_by is None:
-            if self._rewinds and rng.random() < 0.1:
+            if self._rewinds and (self._rewinds_next or rng.random() < 0.05):
+                self._rewinds_next = False
                 self._rewind()
             else:
                 self._foreign()
@@ -123,7 +126,7 @@ class Environment:
         self._started += 1
         if self.rng.random() < 0.08:
             self._tear()
-        on_server = self.rng.random() < (0.7 if self._favourite in ("slow", "far") else 0.4)
+        on_server = self.rng.random() < (0.8 if self._favourite == "far" else 0.4)
         process = Process(self._started, self.database, self.clock, self.disk, self.rng, on_server=on_server)
         process.connections["write"].fails_commit = self._fails_commit
         self.processes.append(process)

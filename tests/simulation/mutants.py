@@ -28,7 +28,6 @@ from memory_store.cache.watch import HeadWatch
 from memory_store.durable import log, reader
 from memory_store.durable.commits import LogWriter
 from memory_store.durable.reader import Reader
-from memory_store.durable.writer import Writer
 from tests.simulation.seams import replaced
 
 __all__ = ["MUTANTS", "Mutant", "mutated"]
@@ -141,18 +140,8 @@ MUTANTS = (
         favourite="slow",
     ),
     Mutant(
-        "a read counts as a look though its run is not taken",
-        (Edit(Coherence, "deliver", "if advance(", "if began: self._fresh_since(began)\n    if advance("),),
-        favourite="far",
-    ),
-    Mutant(
         "nothing is in doubt where nobody can look at once",
         (Edit(Coherence, "_look_or_doubt", "self.doubt()", "pass"),),
-        favourite="far",
-    ),
-    Mutant(
-        "a commit of which nobody knows leaves the cache fresh",
-        (Edit(Writer, "_finish", "self.listener.doubt()", "pass"),),
         favourite="far",
     ),
     Mutant(

@@ -48,7 +48,7 @@ class History(Environment):
             if roll < 30:
                 self._outside(rng.random() * 40)
             return
-        if self._favourite and rng.random() < (0.6 if self._saved else 0.2):
+        if self._favourite and rng.random() < (0.6 if self._saved else 0.3):
             self._do_favourite(process)
             return
         if roll < 42:
@@ -85,24 +85,9 @@ class History(Environment):
             self._call(process, *self.clients.a_read(process))
             self.clock.pass_(50)
         elif self._favourite == "far":
-            # What is read late comes from so far away that the log cannot lead from there to here.
-            if roll < 0.5:
-                for _ in range(1 + int(roll * 20)):
-                    if self.database.locked_by is None:
-                        self._foreign()
-            if roll < 0.3:
-                self.database.trim(self.database.current.head.position)
-            for _ in range(2):
-                self._call(
-                    process, *(self.clients.a_read if self.rng.random() < 0.7 else self.clients.a_write)(process)
-                )
-                self._go_on(int(self.rng.random() * 6))
-            self.clock.pass_(self.rng.choice((0, 1, 70)))
+            self._do_far(process)
         elif self._favourite == "rewind":
-            if self.database.locked_by is None and roll < 0.4:
-                self._rewind()
-            else:
-                self._call(process, *(self.clients.a_read if roll < 0.7 else self.clients.a_write)(process))
+            self._do_rewind(process, roll)
         elif self._saved and roll < 0.6:
             self._saved = False
             self._go_on(40)  # so that it is on the disk
@@ -119,6 +104,69 @@ class History(Environment):
                 for other in [one for one in self.processes if one is not process][:1]:
                     self._kill(other)
                 self._start()
+
+    def _do_far(self, process: Process) -> None:
+        """Much happens while a key is read, looked for and written: the log cannot lead on to what was seen."""
+        rng, clients = self.rng, self.clients
+        self._call(process, *clients.a_write(process))
+        self._call(process, *clients.a_read(process, again=True))
+        self._go_on_in(process, 30)
+        for what in rng.sample(("read", "write", "look", "others", "others", "others"), 5):
+            if what == "read":
+                self._call(process, *clients.a_read(process))
+            elif what == "write":
+                self._call(process, *clients.a_write(process, again=True))
+            elif what == "look":
+                self._call(process, *clients.a_read(process, again=True, freshness="linearizable"))
+            elif self.database.locked_by is None:
+                for _ in range(1 + int(rng.random() * 6)):
+                    self._foreign()
+            self._go_on_in(process, int(rng.random() * 6))
+        for _ in range(3):
+            self._call(process, *clients.a_read(process, again=True))
+            self._go_on_in(process, int(rng.random() * 5))
+        if rng.random() < 0.3:
+            self.clock.pass_(70)
+        if rng.random() < 0.1 and process.is_open:
+            self._close(process)
+
+    def _do_rewind(self, process: Process, roll: float) -> None:
+        """The database is taken back, between a write and the reads that follow, or in the middle of a read."""
+        clients = self.clients
+        if roll < 0.3:
+            if self.database.locked_by is None:
+                self._rewind()
+        elif roll < 0.6:
+            self._call(process, *clients.a_write(process))
+            self._call(process, *clients.a_read(process, again=True))
+            self._go_on_in(process, 30)
+            if self.database.locked_by is not None:
+                return
+            if roll < 0.45:
+                for _ in range(4):
+                    self._foreign()
+                self._fuse, self._rewinds_next = 2 + int(roll * 100) % 8, True
+            else:
+                self._rewind()
+            # Time goes by in small steps, so that whoever looks all the time is never without a fresh look.
+            for _ in range(6):
+                self._call(process, *clients.a_read(process, again=roll > 0.45))
+                self._go_on_in(process, 12)
+                self.clock.pass_(24)
+        elif roll < 0.7:
+            # While another process loads what this one has saved.
+            self._save(process)
+            self._go_on_in(process, 40)
+            self._start()
+            self._go_on_in(self.processes[-1], 10 + int(roll * 1000) % 40)
+            if self.database.locked_by is None:
+                self._rewind()
+            for _ in range(2):
+                if self.processes[-1].is_open:
+                    self._call(self.processes[-1], *clients.a_read(self.processes[-1]))
+                self._go_on_in(self.processes[-1], 15)
+        else:
+            self._call(process, *(clients.a_read if roll < 0.85 else clients.a_write)(process))
 
     def _call(self, process: Process, name: str, call: Any) -> None:
         self.note(f"process {process.number}: {name}")
@@ -147,11 +195,14 @@ class History(Environment):
 
     def _end(self, process: Process) -> None:
         if self.rng.random() < 0.35:
-            self.note(f"process {process.number} is closed")
-            process.is_open = False
-            process.loop.create_task(process.close(), name="close")
+            self._close(process)
         else:
             self._kill(process)
+
+    def _close(self, process: Process) -> None:
+        self.note(f"process {process.number} is closed")
+        process.is_open = False
+        process.loop.create_task(process.close(), name="close")
 
     # The scheduler
 
@@ -167,6 +218,13 @@ class History(Environment):
             options = process.options()
             if options:
                 self._step(process, options[int(rng.random() * len(options))])
+
+    def _go_on_in(self, process: Process, steps: int) -> None:
+        for _ in range(steps):
+            options = process.options()
+            if not options or not process.alive:
+                return
+            self._step(process, options[int(self.rng.random() * len(options))])
 
     def _step(self, process: Process, what: Any) -> None:
         if self.trace is None:

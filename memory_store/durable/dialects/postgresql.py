@@ -7,6 +7,7 @@ and back when the server has answered. So the durable tier is written once, and 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
@@ -28,6 +29,7 @@ from memory_store.durable.statements import (
     tail_select,
 )
 from memory_store.errors import (
+    ConfigurationError,
     ConstraintError,
     DurableError,
     DurableTimeoutError,
@@ -228,9 +230,24 @@ async def connect(dsn: str, timeout_s: float, server_settings: dict[str, str], *
         settings = {"application_name": "memory_store", **server_settings}
         # Seconds may be fractions here, whatever the driver's own annotation says.
         limit_s: Any = timeout_s
-        return await asyncpg.connect(dsn, timeout=limit_s, server_settings=settings, **options)
-    except (Exception, asyncio.CancelledError) as error:
+        driver = await asyncpg.connect(dsn, timeout=limit_s, server_settings=settings, **options)
+    except Exception as error:
         raise translate(error) from error
+    _keep_alive(driver)
+    return driver
+
+
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
+
+
+def _keep_alive(driver: Any) -> None:
+    """Let the system find out, within half a minute, that a connection has nobody at its other end."""
+    wire = driver._transport.get_extra_info("socket")
+    if wire is not None and wire.family in (socket.AF_INET, socket.AF_INET6):
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEP_ALIVE.items():
+            if hasattr(socket, name):
+                wire.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 @asynccontextmanager
@@ -272,9 +289,12 @@ def _unescaped(text: str) -> str:
 
 # SQLSTATE, or its class, https://www.postgresql.org/docs/current/errcodes-appendix.html
 _MEANINGS: dict[str, tuple[type[DurableError], str]] = {
+    "08P01": (DurableUnavailableError, "the server, or a pooler before it, refused; try pooler=true in the URL"),
     "08": (ConnectionLostError, "the connection to the server broke"),
     "57P": (ConnectionLostError, "the server is shutting down, or starting"),
-    "25P03": (ConnectionLostError, "the transaction was idle for too long"),
+    "25P": (ConnectionLostError, "the transaction was idle, or open, for too long"),
+    "25P01": (DurableError, "the database failed"),
+    "25P02": (DurableError, "the transaction had failed"),
     # The connection is of no use: the next one may find the server that writes.
     "25006": (ConnectionLostError, "the server only reads: it is a standby"),
     "40": (TransientError, "the transaction met another one"),
@@ -293,6 +313,8 @@ _MEANINGS: dict[str, tuple[type[DurableError], str]] = {
 
 def translate(error: BaseException) -> BaseException:
     """Return the library's error for a driver's error; anything that is no driver error comes back as it is."""
+    if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
+        return ConfigurationError(f"the URL asks for what cannot be: {error}")
     if isinstance(error, asyncpg.PostgresError):
         state = str(getattr(error, "sqlstate", None) or "")
         for length in (5, 3, 2):
