@@ -19,7 +19,7 @@ from memory_store.durable.query import Query
 from memory_store.durable.reader import read_by_id
 from memory_store.durable.statements import dialect
 from memory_store.durable.writer import Written
-from memory_store.errors import DurableTimeoutError, DurableUnavailableError, StoreClosedError
+from memory_store.errors import DurableError, DurableTimeoutError, DurableUnavailableError, StoreClosedError
 from memory_store.records import QueryResult
 
 __all__ = ["TieredAccess"]
@@ -111,10 +111,9 @@ class TieredAccess:
     ) -> list[list[Row]]:
         """Look at the head by way of a lane, then answer from the cache what can be, else read."""
         keys = [space.prefix + id_ for id_ in ids]
-        # What is shared is believed for having been looked at.
-        if self.shard.through.shared is None and not any(
-            self.shelf.peek(key) or self.shard.through.is_reading(key) for key in keys
-        ):
+        # What is shared, or read from a replica, is believed for having been looked at.
+        derived = self.shard.through.shared is not None or self.durable.replica is not None
+        if not derived and not any(self.shelf.peek(key) or self.shard.through.is_reading(key) for key in keys):
             # All must be read, from now on: that is a look as well.
             loaded = await asyncio.gather(*self.shard.through.load_many(space, ids))
             self.coherence.require(at_least)
@@ -158,13 +157,28 @@ class TieredAccess:
     async def query(self, query: Query) -> list[tuple[Any, ...]]:
         """Run a query on the lane for long reads."""
         self.require_usable()
-        rows: list[tuple[Any, ...]] = await self.durable.scan.run(
-            lambda connection: connection.execute(*query).fetchall()
-        )
+        rows: list[tuple[Any, ...]] = await self._query_replica(query)
+        if not rows:
+            rows = await self.durable.scan.run(lambda connection: connection.execute(*query).fetchall())
         # What is read from the cache after this is no older than these rows.
         if self.asks_head_of is None or not rows or not self.cache.knows(HeadState(*rows[0][-_HEAD_WIDTH:])):
             await self.coherence.catch_up()
         return rows if self.asks_head_of is None else [row[:-_HEAD_WIDTH] for row in rows]
+
+    async def _query_replica(self, query: Query) -> list[tuple[Any, ...]]:
+        """Run a query on the replica; no rows where there is none, or it is behind, or it cannot be asked."""
+        replica = self.durable.replica
+        if replica is None:
+            return []
+        if boot_s() >= self.coherence.fresh_until:
+            await self.coherence.catch_up()
+        known = self.cache.head
+        try:
+            rows = await replica.run(lambda connection: connection.execute(*query).fetchall())
+        except DurableError:
+            return []
+        head = HeadState(*rows[0][-_HEAD_WIDTH:]) if rows else None
+        return rows if head is not None and head[2:] == known[2:] and head.position >= known.position else []
 
     async def count(self, reads: Space, query: Query, freshness: Freshness | None = None) -> int:
         """Run a query that counts, unless the cache knows its answer and the kind has not changed since."""

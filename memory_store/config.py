@@ -88,6 +88,8 @@ class Settings:
         pool_size: connections to a server, at most.
         pool_timeout_s: longest wait for one of them to be free, in seconds.
         pool_lifetime_s: how long one of them is used, in seconds.
+        replica_url: a read replica of the server's database. Gets that miss the cache and lists go there first, and to
+            the primary where it is behind what this process has seen, or cannot be reached.
         pooler: whether the server is reached through a pooler that gives each transaction another connection, such as
             PgBouncer in transaction mode.
         hints: whether processes tell each other of their commits by NOTIFY, so that caches and feeds hear of them
@@ -117,6 +119,7 @@ class Settings:
     pool_size: int = 10
     pool_timeout_s: float = 30.0
     pool_lifetime_s: float = 3600.0
+    replica_url: str | None = None
     pooler: bool = False
     hints: bool = True
     breaker_failures: int = 5

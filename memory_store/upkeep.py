@@ -7,14 +7,11 @@ are made and restored with the server's tools.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from memory_store.cache.keeper import version_key
 from memory_store.cache.snapshot import FILE_NAME
@@ -22,9 +19,7 @@ from memory_store.cache.verify import CHECK, check_saved_cache
 from memory_store.config import Settings, resolve_settings
 from memory_store.durable import schema
 from memory_store.durable.backup import require_elsewhere, require_unused, write_backup
-from memory_store.durable.catalogue import expected_objects
 from memory_store.durable.connection import Connection
-from memory_store.durable.dialects.sqlite import translate
 from memory_store.durable.engine import ServerTarget, Target, embedded, parse_url
 from memory_store.durable.examine import cache_folder, require_file
 from memory_store.durable.findings import Findings, Problem, Watcher, is_damage
@@ -33,8 +28,8 @@ from memory_store.durable.repair import Repaired, repair_database
 from memory_store.durable.repair_server import repair_server
 from memory_store.durable.replacement import restore_backup
 from memory_store.durable.verify import CHECKS, SERVER_CHECKS, check_database, opened_to_read, require_whole_view
-from memory_store.durable.visiting import visit
-from memory_store.errors import ConfigurationError, DurableError, DurableUnavailableError
+from memory_store.durable.working import Progress, in_thread, over, run_watched
+from memory_store.errors import ConfigurationError, DurableError
 from memory_store.store import Namespace
 
 __all__ = [
@@ -191,7 +186,9 @@ async def backup(
         access.require_usable()
         if target.memory:  # only the store's own connections reach it
             lane = access.durable.scan
-            return await run_watched(lambda watcher: lane.run(lambda connection: copy(connection, watcher)), on_progress)
+            return await run_watched(
+                lambda watcher: lane.run(lambda connection: copy(connection, watcher)), on_progress
+            )
     return await in_thread(copy_file, on_progress)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
-from memory_store.cache.sharing import Put
+from memory_store.cache.shared import Put
 from memory_store.errors import CacheError, ConfigurationError
 
 __all__ = ["RedisLink"]

@@ -15,9 +15,11 @@ from memory_store.cache.coherence import Coherence
 from memory_store.cache.entries import Space
 from memory_store.cache.fences import Fence
 from memory_store.cache.readthrough import ReadThrough
-from memory_store.cache.sharing import Link, SharedShard, SharingTier
+from memory_store.cache.shared import Link
+from memory_store.cache.sharing import SharedShard
 from memory_store.cache.shelf import Shelf
 from memory_store.cache.tier import CacheTier
+from memory_store.cache.trail import SharingTier
 from memory_store.config import Settings
 from memory_store.durable.changes import HeadState, shard_of
 from memory_store.durable.log import Run, look

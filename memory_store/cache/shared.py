@@ -15,18 +15,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from memory_store.codec import check_entry, read_entry
-from memory_store.durable.changes import PUBLISH_LIMIT, Change, HeadState
-from memory_store.durable.log import STORE, Logged
+from memory_store.cache.entries import Space
+from memory_store.codec import Row, check_entry, read_entry
+from memory_store.durable.changes import HeadState
 from memory_store.durable.reader import PlainKey
 from memory_store.errors import CodecError
 
-__all__ = ["Gone", "Mark", "Names", "SharedCounters", "Trail", "new_generation", "seal", "touched_by", "unseal"]
+__all__ = ["Link", "Mark", "Names", "Put", "SharedCounters", "SharedFlight", "new_generation", "seal", "unseal"]
 
 _FORMAT = 1
 
@@ -36,9 +35,6 @@ _MOST_ID_CHARACTERS = 1024
 _DIGEST_BYTES = 16
 _SEAL_BYTES = 2 * _DIGEST_BYTES
 _MARK = re.compile(rb"([1-9][0-9]{0,18}) ([0-9a-f]{1,16}) ([0-9a-f]{32})")
-
-# Commits and keys a trail goes back: a watermark that is further behind is led on by the change log itself.
-_MOST_STEPS, _MOST_KEYS = 1024, 8 * PUBLISH_LIMIT
 
 
 @dataclass(slots=True)
@@ -125,7 +121,7 @@ def seal(name: bytes, generation: bytes, entry: bytes) -> bytes:
     return generation + _digest(name, generation, entry) + entry
 
 
-def unseal(kind: str, name: bytes, generation: bytes, value: bytes) -> list[list[object]] | None:
+def unseal(kind: str, name: bytes, generation: bytes, value: bytes) -> list[Row] | None:
     """Return the rows of a stored entry of a kind; None where it was sealed for another generation.
 
     Raises:
@@ -142,86 +138,51 @@ def unseal(kind: str, name: bytes, generation: bytes, value: bytes) -> list[list
     return read_entry(entry)[2:]
 
 
-class Gone(NamedTuple):
-    """What may have changed between a watermark and a commit; where that is `everything`, the keys say nothing."""
+class Put(NamedTuple):
+    """An entry to be put: its name, its sealed bytes, milliseconds it may live."""
 
-    keys: frozenset[PlainKey]
-    everything: bool = False
-
-
-def touched_by(changes: Iterable[Logged | Change]) -> Gone:
-    """Return what some changes touch."""
-    keys: set[PlainKey] = set()
-    for change in changes:
-        if change.kind == STORE:  # the database as a whole: if that is more than a note, the epoch is another one
-            continue
-        id_ = change.parent or change.key
-        if id_ is None:
-            return Gone(frozenset(), everything=True)
-        keys.add((change.kind, change.namespace, id_))
-    return _bounded(keys)
+    name: bytes
+    value: bytes
+    ttl_ms: int
 
 
-def _bounded(keys: set[PlainKey]) -> Gone:
-    """Return some keys, or everything where they are too many to be removed one by one while others wait."""
-    return Gone(frozenset(), everything=True) if len(keys) > PUBLISH_LIMIT else Gone(frozenset(keys))
+class Link(Protocol):
+    """The server that holds the shared level. Every call ends within a short timeout."""
+
+    up: bool
+    """Whether it answered lately; while it did not, nobody should ask."""
+    timeout_s: float
+    version_key: str
+    """What entries there must have been written with."""
+
+    async def read(self, names: Sequence[bytes], within_s: float) -> list[bytes | None]:
+        """Return the values of some names as they were at one moment.
+
+        Raises:
+            CacheError: it does not answer.
+        """
+        ...
+
+    async def replace(
+        self, mark: bytes, expected: bytes, new: bytes, gone: Sequence[bytes], puts: Sequence[Put]
+    ) -> bytes:
+        """In one step: where a watermark's value is the expected one ("" for none), remove, set it, and put.
+
+        Returns:
+            The watermark's value afterwards; other than `new`, nothing was done.
+
+        Raises:
+            CacheError: it does not answer; it may have been done, or be done yet.
+        """
+        ...
 
 
-class _Step(NamedTuple):
-    position: int
-    nonce: int
-    gone: Gone
+class SharedFlight(Protocol):
+    """A read under way for a key."""
 
+    space: Space
+    id: str
 
-class Trail:
-    """What the newest commits touched, as far as this process has followed the log from somewhere without a gap.
-
-    Args:
-        head: where it begins.
-    """
-
-    def __init__(self, head: HeadState) -> None:
-        self.restart(head)
-
-    def restart(self, head: HeadState) -> None:
-        """Begin again at a commit."""
-        self.head = self._start = head
-        self._steps: deque[_Step] = deque()
-        self._keys = 0
-
-    def follow(self, changes: Sequence[Logged], head: HeadState) -> None:
-        """Take what led from its head to another one."""
-        by_commit: dict[tuple[int, int], list[Logged]] = {}
-        for change in changes:
-            by_commit.setdefault((change.position, change.nonce), []).append(change)
-        for (position, nonce), theirs in by_commit.items():
-            self.add(head._replace(position=position, nonce=nonce), touched_by(theirs))
-        if self.head != head:
-            self.restart(head)
-
-    def add(self, head: HeadState, gone: Gone) -> None:
-        """Take the commit that follows its head."""
-        self._steps.append(_Step(head.position, head.nonce, gone))
-        self.head = head
-        self._keys += len(gone.keys)
-        while len(self._steps) > _MOST_STEPS or self._keys > _MOST_KEYS:
-            step = self._steps.popleft()
-            self._keys -= len(step.gone.keys)
-            self._start = head._replace(position=step.position, nonce=step.nonce)
-
-    def since(self, mark: Mark) -> Gone | None:
-        """Return what may have changed between a watermark and its head; None where the watermark is not on it."""
-        at = mark[:2]
-        if at == self.head[:2]:
-            return Gone(frozenset())
-        keys: set[PlainKey] = set()
-        everything = False
-        for step in reversed(self._steps):
-            if step[:2] == at:
-                break
-            everything |= step.gone.everything
-            keys |= step.gone.keys
-        else:
-            if self._start[:2] != at:
-                return None
-        return Gone(frozenset(), everything=True) if everything else _bounded(keys)
+    def land_shared(self, head: HeadState, rows: list[Row]) -> None:
+        """Take what the shared level knew of the key at a commit."""
+        ...

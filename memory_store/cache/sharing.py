@@ -15,20 +15,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from memory_store.cache.entries import Space
-from memory_store.cache.shared import Gone, Mark, Names, SharedCounters, Trail, new_generation, seal, touched_by, unseal
-from memory_store.cache.shelf import Shelf
-from memory_store.cache.tier import CacheTier
+from memory_store.cache.shared import (
+    Link,
+    Mark,
+    Names,
+    Put,
+    SharedCounters,
+    SharedFlight,
+    new_generation,
+    seal,
+    unseal,
+)
+from memory_store.cache.trail import EVERYTHING, Gone, SharingTier, touched_by
 from memory_store.clock import boot_s
 from memory_store.codec import Row, append_rows, entry_as_of, entry_expiry
 from memory_store.durable.changes import HeadState
-from memory_store.durable.log import Commit, Logged, Run
+from memory_store.durable.log import Run
 from memory_store.durable.reader import PlainKey
 from memory_store.errors import CacheError, CodecError, MemoryStoreError
 
-__all__ = ["Link", "Put", "SharedFlight", "SharedShard", "SharingTier"]
+__all__ = ["SharedShard"]
 
 # Keys of one request, so that handing its answers out does not hold up the event loop.
 _ASK_AT_ONCE = 128
@@ -43,85 +52,6 @@ _CLOSING_TIMEOUTS = 4
 
 _UNKNOWN = b"?"
 """The watermark has not been heard yet."""
-
-
-class Put(NamedTuple):
-    """An entry to be put: its name, its sealed bytes, milliseconds it may live."""
-
-    name: bytes
-    value: bytes
-    ttl_ms: int
-
-
-class Link(Protocol):
-    """The server that holds the shared level. Every call ends within a short timeout."""
-
-    up: bool
-    """Whether it answered lately; while it did not, nobody should ask."""
-    timeout_s: float
-    version_key: str
-    """What entries there must have been written with."""
-
-    async def read(self, names: Sequence[bytes], within_s: float) -> list[bytes | None]:
-        """Return the values of some names as they were at one moment.
-
-        Raises:
-            CacheError: it does not answer.
-        """
-        ...
-
-    async def replace(
-        self, mark: bytes, expected: bytes, new: bytes, gone: Sequence[bytes], puts: Sequence[Put]
-    ) -> bytes:
-        """In one step: where a watermark's value is the expected one ("" for none), remove, set it, and put.
-
-        Returns:
-            The watermark's value afterwards; other than `new`, nothing was done.
-
-        Raises:
-            CacheError: it does not answer; it may have been done, or be done yet.
-        """
-        ...
-
-
-class SharedFlight(Protocol):
-    """A read under way for a key."""
-
-    space: Space
-    id: str
-
-    def land_shared(self, head: HeadState, rows: list[Row]) -> None:
-        """Take what the shared level knew of the key at a commit."""
-        ...
-
-
-class SharingTier(CacheTier):
-    """A cache tier that remembers what led to its watermark, and says when a commit of this process moved it."""
-
-    def __init__(self, shelf: Shelf, head: HeadState) -> None:
-        super().__init__(shelf, head)
-        self.trail = Trail(head)
-        self.committed: Callable[[Gone], None] | None = None
-        """Told what a commit of this process touched."""
-
-    def apply(self, changes: Sequence[Logged], head: HeadState) -> None:
-        """Take what others changed; see `CacheTier.apply`."""
-        super().apply(changes, head)
-        self.trail.follow(changes, head)
-
-    def publish(self, commit: Commit) -> None:
-        """Take a commit of this process; see `CacheTier.publish`."""
-        super().publish(commit)
-        gone = touched_by(commit.changes)
-        if self.trail.head != commit.head:  # else a read saw it first
-            self.trail.add(commit.head, gone)
-        if self.committed is not None:
-            self.committed(gone)
-
-    def restart(self, head: HeadState) -> None:
-        """Count everything as absent; see `CacheTier.restart`."""
-        super().restart(head)
-        self.trail.restart(head)
 
 
 class _Plan(NamedTuple):
@@ -301,7 +231,7 @@ class SharedShard:
         head, heard = self._tier.head, self._heard
         if mark is None:
             new = Mark(head.position, head.nonce, new_generation())
-            return _Plan(heard, new, Gone(frozenset(), everything=True), list(islice(self._puts, _PUT_KEYS)))
+            return _Plan(heard, new, EVERYTHING, list(islice(self._puts, _PUT_KEYS)))
         gone = self._tier.trail.since(mark)
         if gone is not None:
             return _Plan(heard, _moved(mark, head, gone), gone, list(islice(self._puts, _PUT_KEYS)))
@@ -322,7 +252,7 @@ class SharedShard:
             return None  # who needs the database is told himself
         if run.head[2:] != names.past:
             return None
-        gone = Gone(frozenset(), everything=True) if run.changes is None else touched_by(run.changes)
+        gone = EVERYTHING if run.changes is None else touched_by(run.changes)
         return _Plan(heard, _moved(mark, run.head, gone), gone, [])
 
     async def _carry_out(self, names: Names, plan: _Plan) -> bool:

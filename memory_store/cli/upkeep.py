@@ -10,6 +10,7 @@ from typing import Any
 from memory_store import upkeep
 from memory_store.cli.options import Code, complain, run_async
 from memory_store.cli.screen import bar, print_json, print_line, print_lines
+from memory_store.durable.working import Progress
 from memory_store.upkeep import Problem
 
 __all__ = ["backup", "repair", "restore", "verify"]
@@ -80,13 +81,13 @@ def _print_problems(problems: Sequence[Problem], total: int) -> None:
         print_line(f"and {total - len(problems):,} more")
 
 
-def _run(start: Callable[[upkeep.Progress], Coroutine[Any, Any, Any]]) -> Any:
+def _run(start: Callable[[Progress], Coroutine[Any, Any, Any]]) -> Any:
     with _shown() as tell:
         return run_async(start(tell))
 
 
 @contextmanager
-def _shown() -> Iterator[upkeep.Progress]:
+def _shown() -> Iterator[Progress]:
     """Show how far it is, on a terminal."""
     with bar() as progress:
         task = progress.add_task("", total=None, note="")

@@ -45,6 +45,7 @@ class EmbeddedTier:
     scan: Lane
     probe: Probe | None
     checkpointer: Checkpointer | None
+    replica: Lane | None = None
 
     def __init__(self, target: Target, settings: Settings, telemetry: Telemetry | None = None) -> None:
         self.target, self._settings, self._telemetry = target, settings, telemetry

@@ -31,6 +31,7 @@ __all__ = [
     "advance",
     "begin_epoch",
     "is_rewind",
+    "leads_on",
     "look",
     "nonce_at",
     "one_state",
@@ -190,6 +191,11 @@ def is_rewind(run: Run) -> bool:
     """Return whether a run proves that the database was taken back: it ends before it starts."""
     after, head = run.after, run.head
     return head.position < after.position or (head.position == after.position and head != after)
+
+
+def leads_on(run: Run) -> bool:
+    """Return whether a run of a replica ends at its start or after it, in the same life of the same database."""
+    return run.changes is not None and run.head[2:] == run.after[2:] and run.head.position >= run.after.position
 
 
 def read_head(connection: Connection, shard: int = SHARD) -> HeadState:

@@ -16,7 +16,7 @@ from memory_store.distribution import Distribution
 from memory_store.durable.changes import HeadState
 from memory_store.durable.connection import Connection
 from memory_store.durable.lane import Lane
-from memory_store.durable.log import Listener, Run, is_rewind, read_head, read_run
+from memory_store.durable.log import Listener, Run, is_rewind, leads_on, read_head, read_run
 from memory_store.durable.statements import STATEMENTS, batch_size, pad
 from memory_store.records import PARTS, RECORDS, RecordSpec
 from memory_store.telemetry import Span, Telemetry
@@ -66,10 +66,16 @@ class Reader:
         lane: the connection that reads.
         listener: told what each read saw of the log, before its rows are handed out.
         telemetry: records batches as spans; None records none.
+        replica: asked first. Its answer counts where it has come at least as far as the watermark, which the callers'
+            freshness rests on; it is no look at the head, since it may be behind.
     """
 
-    def __init__(self, lane: Lane, listener: Listener, telemetry: Telemetry | None = None) -> None:
-        self._lane, self._listener, self._telemetry = lane, listener, telemetry
+    def __init__(
+        self, lane: Lane, listener: Listener, telemetry: Telemetry | None = None, replica: Lane | None = None
+    ) -> None:
+        self._lane, self._listener, self._telemetry, self._replica = lane, listener, telemetry, replica
+        self.replica_reads = self.replica_refusals = 0
+        """Batches that the replica answered, and that it could not: it was behind, or away."""
         self._waiting: list[_Request] = []
         self._busy = False
         self.read_keys = Distribution()
@@ -100,15 +106,30 @@ class Reader:
             self._telemetry.record("memory_store.read.keys", len(keys))
             callers = [caller for _, _, caller in batch]
             span = self._telemetry.begin("memory_store.read", callers, keys=len(keys))
-        self._lane.post(
-            lambda connection: snapshot_of(connection, keys, known),
-            lambda result, error: self._finish(batch, began, span, result, error),
-        )
+
+        def read(connection: Connection) -> Snapshot:
+            return snapshot_of(connection, keys, known)
+
+        def finish(result: Snapshot | None, error: BaseException | None) -> None:
+            self._finish(batch, began, span, result, error)
+
+        def finish_replica(result: Snapshot | None, error: BaseException | None) -> None:
+            if result is not None and leads_on(result.run):
+                self.replica_reads += 1
+                self._finish(batch, None, span, result, None)
+            else:
+                self.replica_refusals += 1
+                self._lane.post(read, finish)
+
+        if self._replica is None:
+            self._lane.post(read, finish)
+        else:
+            self._replica.post(read, finish_replica)
 
     def _finish(
         self,
         batch: list[_Request],
-        began: float,
+        began: float | None,
         span: Span | None,
         snapshot: Snapshot | None,
         error: BaseException | None,

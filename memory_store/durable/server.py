@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Dialect
@@ -16,7 +17,7 @@ from memory_store.durable.changes import HeadState
 from memory_store.durable.checkpoint import Checkpointer
 from memory_store.durable.commits import LogWriter
 from memory_store.durable.dialects.postgresql import Connection, connect
-from memory_store.durable.engine import ServerTarget
+from memory_store.durable.engine import ServerTarget, parse_url
 from memory_store.durable.hints import Hints
 from memory_store.durable.lane import Lane
 from memory_store.durable.log import Listener, read_heads
@@ -25,6 +26,7 @@ from memory_store.durable.probe import Probe
 from memory_store.durable.reader import Reader
 from memory_store.durable.statements import server_dialect
 from memory_store.durable.writer import Writer
+from memory_store.errors import ConfigurationError
 from memory_store.telemetry import Telemetry
 
 __all__ = ["ServerTier"]
@@ -48,6 +50,7 @@ class ServerTier:
     scan: Lane
     probe: Probe | None = None
     checkpointer: Checkpointer | None = None
+    replica: Lane | None = None
 
     def __init__(self, target: ServerTarget, settings: Settings, telemetry: Telemetry | None) -> None:
         self.target, self._settings, self._telemetry = target, settings, telemetry
@@ -61,11 +64,14 @@ class ServerTier:
             SchemaMismatchError: the database is newer, or older and `migrate="check"`, or no memory store.
         """
         settings = self._settings
-        breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s)
-        size = settings.pool_size
-        pool = Pool(self._connect, size, settings.pool_timeout_s, settings.pool_lifetime_s, breaker)
-        self.pool, self._lane = pool, PoolLane(pool, size)
-        self.scan = self._scan = PoolLane(pool, max(1, size // 2))
+        pool = self._pool_of(self.target)
+        self.pool, self._lane = pool, PoolLane(pool, settings.pool_size)
+        self.scan = self._scan = PoolLane(pool, max(1, settings.pool_size // 2))
+        self._replicas: tuple[PoolLane, Pool] | None = None
+        if settings.replica_url is not None:
+            copies = self._pool_of(_replica_target(settings.replica_url))
+            self._replicas = PoolLane(copies, settings.pool_size), copies
+            self.replica = self._replicas[0]
         try:
             found = await self._lane.run(schema.read_revision)
             if found != schema.HEAD_REVISION:
@@ -75,12 +81,22 @@ class ServerTier:
                 await asyncio.to_thread(schema.upgrade, self.target, settings.timeout_s, heads=settings.heads)
             self.heads = await self._lane.run(read_heads)
             # A pooler gives no connection to keep, so nobody could listen.
-            self._hints = Hints(self._connect, self._lane) if settings.hints and not settings.pooler else None
+            self._hints = (
+                Hints(partial(self._connect, self.target), self._lane)
+                if settings.hints and not settings.pooler
+                else None
+            )
         except BaseException:
             await pool.close()
             raise
 
-    async def _connect(self) -> Connection:
+    def _pool_of(self, target: ServerTarget) -> Pool:
+        settings = self._settings
+        breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s)
+        connect = partial(self._connect, target)
+        return Pool(connect, settings.pool_size, settings.pool_timeout_s, settings.pool_lifetime_s, breaker)
+
+    async def _connect(self, target: ServerTarget) -> Connection:
         settings = self._settings
         limits = {
             "statement_timeout": _ms(settings.statement_timeout_s),
@@ -89,7 +105,7 @@ class ServerTier:
         }
         # Behind a pooler neither a session's settings nor its prepared statements are there for the next transaction.
         driver = await connect(
-            self.target.dsn,
+            target.dsn,
             settings.timeout_s,
             {} if settings.pooler else limits,
             # The server gives up first, unless nobody is there.
@@ -112,7 +128,7 @@ class ServerTier:
 
     def reader(self, listener: Listener) -> Reader:
         """Return what reads one shard."""
-        return Reader(self._lane, listener, self._telemetry)
+        return Reader(self._lane, listener, self._telemetry, self.replica)
 
     def begin_hints(self, hinted: Callable[[int, int], None]) -> None:
         """Listen for what other processes commit."""
@@ -125,7 +141,17 @@ class ServerTier:
             await self._hints.close()
         await self._lane.close()
         await self._scan.close()
+        if self._replicas is not None:
+            for each in self._replicas:
+                await each.close()
         await self.pool.close()
+
+
+def _replica_target(url: str) -> ServerTarget:
+    target = parse_url(url)
+    if not isinstance(target, ServerTarget):
+        raise ConfigurationError("replica_url names no database on a server")
+    return target
 
 
 class _Told:

@@ -37,6 +37,9 @@ class Durable(Protocol):
     scan: Lane
     """For everything that may take long: lists, counts, rebuilds."""
 
+    replica: Lane | None
+    """For reads of a copy of the database that may be behind."""
+
     probe: Probe | None
     """Reads the head on the event loop's own thread; None where that means asking a server."""
 

@@ -1,4 +1,4 @@
-"""Long work on a database, that tells how far it is and can be cancelled: in a thread, or over a server's connection."""
+"""Long work on a database that tells how far it is and can be cancelled: in a thread, or over a server's connection."""
 
 from __future__ import annotations
 
@@ -50,10 +50,13 @@ async def over(
 
 
 async def in_thread(work: Callable[[Watcher], T], on_progress: Progress | None) -> T:
+    """Run work in a thread. Cancelled, the caller waits until the work has cleaned up."""
     return await run_watched(lambda watcher: asyncio.to_thread(work, watcher), on_progress)
 
 
-async def run_watched(start: Callable[[Watcher], Awaitable[T]], on_progress: Progress | None, *, cancel: bool = False) -> T:
+async def run_watched(
+    start: Callable[[Watcher], Awaitable[T]], on_progress: Progress | None, *, cancel: bool = False
+) -> T:
     """Wait for work. Cancelled, it stops it (in a thread: asks it to end), waits until it has ended, and raises."""
     loop = asyncio.get_running_loop()
 

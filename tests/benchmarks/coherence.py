@@ -12,7 +12,7 @@ from typing import Any
 from memory_store import MemoryStore
 from memory_store.cache.entries import Space
 from memory_store.codec import CODECS
-from memory_store.durable.changes import HeadState
+from memory_store.durable.changes import SHARD, HeadState
 from memory_store.durable.commits import LogWriter, Opened
 from memory_store.durable.log import read_head
 from memory_store.durable.statements import head_select
@@ -31,7 +31,7 @@ def _without_coherence(store: MemoryStore) -> None:
     def cached(space: Space, id_: str, freshness: str | None = None, at_least: int = 0) -> list[Any] | None:
         if asyncio.get_running_loop() is not access._loop:
             access._refuse()
-        return access.cache.read(space, id_, monotonic())
+        return access.shelf.read(space, id_, monotonic())
 
     access.cached = cached
 
@@ -75,7 +75,7 @@ async def hit_linearizable(workspace: Workspace, sizes: Sizes) -> Measured:
         async def baseline(_: int) -> float:
             start = perf_counter()
             for _ in range(count):
-                connection.execute(sql).fetchone()
+                connection.execute(sql, (SHARD,)).fetchone()
             return (perf_counter() - start) / count
 
         try:
@@ -145,7 +145,7 @@ async def _commit_with(writers: int, workspace: Workspace, sizes: Sizes) -> Meas
     path = workspace.new("plain-commit")
     async with open_quiet(workspace.new("commit")) as store, open_quiet(path) as plain:
         drop_triggers(path)
-        plain._access.durable.writer.log = _PlainLog("", plain._cache.head.epoch)
+        plain._access.shard.writer.log = _PlainLog("", plain._access.cache.head.epoch)
 
         def writing(to: MemoryStore) -> Callable[[int], Awaitable[float]]:
             async def write(records: list[Any]) -> None:

@@ -57,6 +57,13 @@ def test_every_row_of_the_budget_is_there() -> None:
         "idle_feed": ("at most", 0.5, "ours"),
         "save": ("at most", 1.5, "ratio"),
         "warm": ("at most", 500.0, "ours"),
+        "server_miss": ("at most", 1.3, "ratio"),
+        "server_put": ("at most", 1.5, "ratio"),
+        "server_put_64": ("at least", 3.0, "ratio"),
+        "server_put_many": ("at least", 0.5, "ratio"),
+        "server_list": ("at most", 1.5, "ratio"),
+        "server_heads": ("at least", 1.8, "ratio"),
+        "copy": ("at least", 0.4, "ratio"),
         "pause": ("at most", 10.0, "ours"),
     }
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -270,8 +270,15 @@ class Nth:
         return self.left == 0
 
 
-async def cached_state(store: MemoryStore, tag: str, ids: set[str]) -> State:
-    """Return what a store answers, as `Truth.state` does, from its cache where it has it."""
+async def is_cached_right(store: MemoryStore, tag: str, before: State, after: State, held: State) -> bool:
+    """Return whether a store answers what is held, from its cache where it has it; of a hundred records, for a few."""
+    ids = sorted({key.removesuffix("/steps") for key in (*before, *after)})[:6]
+    right = {key: value for key, value in held.items() if key.removesuffix("/steps") in ids}
+    return await cached_state(store, tag, ids) == right
+
+
+async def cached_state(store: MemoryStore, tag: str, ids: Iterable[str]) -> State:
+    """Return what a store answers, as `Truth.state` does."""
     held: State = {}
     for id_ in ids:
         found = await store.episodes.get(f"{tag}-{id_}")

@@ -20,7 +20,7 @@ from tests.fault.servers_support import (
     State,
     Truth,
     WritePath,
-    cached_state,
+    is_cached_right,
     nothing_left,
     truth_of,
 )
@@ -43,9 +43,7 @@ async def through_proxy(
             yield store, proxy, truth
 
 
-async def states_of(
-    path: WritePath, store: MemoryStore, truth: Truth, tag: str = "calm"
-) -> tuple[State, State]:
+async def states_of(path: WritePath, store: MemoryStore, truth: Truth, tag: str = "calm") -> tuple[State, State]:
     """Return what is there before and after the write when nothing goes wrong."""
     if path.prepare is not None:
         await path.prepare(store, tag)
@@ -90,8 +88,7 @@ async def test_a_write_cut_off_at_any_message_is_made_once_or_not_at_all(
             assert said or path.in_block, f"not made, {at}"
             assert held == (after if said else before), at
             failed += not said
-            ids = {key.removesuffix("/steps") for key in (*before, *after)}
-            assert await cached_state(store, tag, ids) == held, at
+            assert await is_cached_right(store, tag, before, after, held), at
             await nothing_left(store, truth)
             if not rule.hits:
                 break

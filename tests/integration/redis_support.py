@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from memory_store import MemoryStore
 from memory_store.cache import redis as shared_redis
 from memory_store.cache.redis import RedisLink
-from memory_store.cache.shared import SharedCounters
-from memory_store.cache.sharing import Put, SharedShard
+from memory_store.cache.shared import Put, SharedCounters
+from memory_store.cache.sharing import SharedShard
 from memory_store.errors import CacheError
 
 PATIENT: dict[str, Any] = {"cache_path": "", "shared_cache_timeout_s": 20.0}

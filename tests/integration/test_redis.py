@@ -39,7 +39,7 @@ async def put(store: MemoryStore, id_: str = "x", **values: object) -> Episode:
 
 
 def marks(client: redis_client.Redis) -> list[bytes]:
-    return [key for key in client.keys() if key.endswith(b"}")]
+    return [key for key in client.scan_iter() if key.endswith(b"}")]
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ async def test_namespaces_do_not_meet(file_url: str, redis_url: str) -> None:
 async def test_an_entry_lives_as_long_as_its_kind(file_url: str, redis_url: str, client: redis_client.Redis) -> None:
     async with opened(file_url, redis_url, ttl_s={"episode": 500}) as ours:
         await put(ours)
-        [entry] = [key for key in client.keys() if key.endswith(b" x")]
+        [entry] = [key for key in client.scan_iter() if key.endswith(b" x")]
         assert 0 < client.pttl(entry) <= 500_000
         [mark] = marks(client)
         assert client.pttl(mark) > 500_000, "a store that nobody uses any more leaves nothing behind"

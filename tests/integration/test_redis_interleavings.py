@@ -19,9 +19,10 @@ import redis.asyncio
 
 from memory_store import MemoryStore
 from memory_store.cache import redis as shared_redis
-from memory_store.cache import shared, sharing
+from memory_store.cache import shared, sharing, trail
 from memory_store.cache.readthrough import ReadThrough
-from memory_store.cache.sharing import SharedShard, SharingTier
+from memory_store.cache.sharing import SharedShard
+from memory_store.cache.trail import SharingTier
 from tests.integration.redis_support import Register, WildLink, counters, forget, settled, wild
 from tests.simulation.mutants import Edit, Mutant, mutated
 from tests.unit.samples import make_episode
@@ -196,7 +197,7 @@ MUTANTS: dict[str, Break] = {
     "the log is not read for a watermark left behind": in_code(
         Edit(SharedShard, "_mend", "touched_by(run.changes)", "Gone(frozenset())")
     ),
-    "own commits are not on the trail": in_code(Edit(shared.Trail, "since", "keys |= step.gone.keys", "keys |= set()")),
+    "own commits are not on the trail": in_code(Edit(trail.Trail, "since", "keys |= step.gone.keys", "keys |= set()")),
 }
 
 

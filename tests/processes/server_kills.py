@@ -94,7 +94,9 @@ def disturbances(server: PostgresServer, seed: int) -> Callable[[int], PostgresS
     def backend_killed() -> None:
         """All the others are ended then, and the server recovers by itself."""
         with suppress(psutil.NoSuchProcess):
-            backends = [child for child in psutil.Process(server.pid).children() if "postgres: postgres" in _line(child)]
+            backends = [
+                child for child in psutil.Process(server.pid).children() if "postgres: postgres" in _line(child)
+            ]
             for backend in backends[:1]:
                 backend.kill()
 

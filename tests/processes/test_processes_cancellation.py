@@ -205,7 +205,7 @@ async def test_cancelled_at_every_await(
 
     async def run(number: int) -> None:
         if method in READS:  # a hit waits for nothing
-            store._cache.clear()
+            store._shelf.clear()
         await method(store, next(keys))
 
     for moment in MOMENTS:

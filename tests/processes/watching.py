@@ -26,9 +26,9 @@ async def stale_entries(store: MemoryStore, path: Path) -> tuple[int, list[str]]
         await store.episodes.get("looks at the head", freshness="linearizable")
         with closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as driver:
             driver.execute("BEGIN")
-            head = driver.execute("SELECT position, nonce, store_id, epoch FROM head").fetchone()
+            head = driver.execute("SELECT position, nonce, store_id, epoch, shard FROM head").fetchone()
             # No await from here on: the cache stays where it is.
-            if head != tuple(store._cache.head):
+            if head != tuple(store._access.cache.head):
                 continue
             return _differences(store, driver)
     raise AssertionError("the cache never came to the newest commit")
@@ -36,10 +36,10 @@ async def stale_entries(store: MemoryStore, path: Path) -> tuple[int, list[str]]
 
 def _differences(store: MemoryStore, driver: sqlite3.Connection) -> tuple[int, list[str]]:
     rows = {kind: _rows(driver, kind) for kind in RECORDS}
-    cache, compared, wrong = store._cache, 0, []
-    for key in cache.keys():  # noqa: SIM118 - no dict
-        space, id_ = cache.space_of(key)
-        hit = cache.read(space, id_, boot_s()) if space.kind in RECORDS else None  # as a reader is served
+    shelf, compared, wrong = store._shelf, 0, []
+    for key in shelf.keys():  # noqa: SIM118 - no dict
+        space, id_ = shelf.space_of(key)
+        hit = shelf.read(space, id_, boot_s()) if space.kind in RECORDS else None  # as a reader is served
         if hit is None:
             continue
         as_of, cached = hit[1], hit[2:]

@@ -93,6 +93,7 @@ MUTANTS = (
                 CacheKeeper, "save", "Header(self._version_key, heads,", "Header(self._version_key, self._shards.heads,"
             ),
         ),
+        favourite="restart",
     ),
     Mutant(
         "a joiner accepts the result of an older flight",
@@ -128,6 +129,7 @@ MUTANTS = (
             Edit(Coherence, "look_soon", "look = self._next_look\n", "look = self._next_look or self._looking\n"),
             Edit(Coherence, "look_soon", "if look is None:", "if look is None or look.done():"),
         ),
+        favourite="far",
     ),
     Mutant(
         "a slow look that is not taken counts as a look",
@@ -175,7 +177,7 @@ MUTANTS = (
     Mutant(
         "a look that ended because the store was closed has seen something",
         (Edit(TieredAccess, "_load_unsure", "self.require_usable()", "pass"),),
-        favourite="slow",
+        favourite="far",
     ),
     Mutant(
         "the head is read after the rows",
@@ -222,6 +224,7 @@ MUTANTS = (
     Mutant(
         "parts are appended to an entry below the floor",
         (Edit(CacheTier, "_apply", "entry_as_of(old) >= space.floor", "True"),),
+        favourite="far",
     ),
     Mutant(
         "a late run need not come past the watermark",
@@ -258,7 +261,7 @@ MUTANTS = (
     Mutant(
         "reads past the cache do not bring it up",
         (Edit(TieredAccess, "rows_by_id", "await self.coherence.catch_up(at_least)", "pass"),),
-        favourite="",
+        favourite="rewind",
     ),
     Mutant(
         "a counted number outlives changes",
@@ -278,7 +281,7 @@ MUTANTS = (
             # Without the first, this one refuses the file: what it was compared with is not known yet.
             Edit(CacheKeeper, "_adopt_saved", "not self._shards.know(changed.heads)", "False"),
         ),
-        favourite="restart",
+        favourite="rewind",
     ),
     Mutant(
         "entries newer than its watermark are saved",

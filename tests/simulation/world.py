@@ -98,8 +98,10 @@ class History(Environment):
             self._saved = True
             for _ in range(3):
                 self._call(process, *self.clients.a_write(process))
-            self._go_on(int(roll * 8))
+            self._go_on_in(process, int(roll * 8))
             self._save(process)
+            self._call(process, *self.clients.a_write(process, again=True))
+            self._go_on_in(process, int(roll * 25))
             if roll > 0.8:
                 for other in [one for one in self.processes if one is not process][:1]:
                     self._kill(other)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_store.cache.shared import Gone, Mark, Names, Trail, new_generation, seal, touched_by, unseal
+from memory_store.cache.shared import Mark, Names, new_generation, seal, unseal
+from memory_store.cache.trail import Gone, Trail, touched_by
 from memory_store.codec import CODECS, make_entry, pack_row
 from memory_store.config import Limits
 from memory_store.durable.changes import PUBLISH_LIMIT, HeadState
