@@ -17,7 +17,7 @@ from memory_store.errors import ConfigurationError, MemoryStoreError
 
 __all__ = ["app", "cache_app", "run"]
 
-_HELP = "The memory database for agent runtimes: records in SQLite behind a cache that is never wrong."
+_HELP = "The memory database for agent runtimes: records in SQLite or PostgreSQL behind a cache that is never wrong."
 _CODES = (
     "Exit codes: 0 done; 1 done, but problems were found (rejected lines, no such record, a failed check); 2 wrong "
     "usage, setting or file; 3 the database is missing, unusable, locked or at another schema revision; 130 "
