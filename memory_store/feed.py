@@ -72,6 +72,9 @@ def follow_shards(accesses: Sequence[TieredAccess], after: str) -> AsyncIterator
     cursors = after.split(",") if after not in ("start", "end") else [after] * len(accesses)
     if len(cursors) != len(accesses):
         raise ConfigurationError(f"the cursor is of a database with {len(cursors)} heads, this one has {len(accesses)}")
+    for part in cursors if after != "end" else ():
+        if part != "start":
+            Cursor.parse(part)
     feeds = [follow(access, cursor, None) for access, cursor in zip(accesses, cursors, strict=True)]
     if after == "end":  # after the calls of `follow`, which have looked
         cursors = [str(Cursor.end(access.coherence.head)) for access in accesses]

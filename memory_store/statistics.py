@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from memory_store.cache.entries import Counters
 from memory_store.cache.shard import Shards
+from memory_store.cache.shared import SharedCounters
 from memory_store.clock import boot_s
 from memory_store.distribution import Distribution, merged
 from memory_store.instruments import Metric
@@ -41,6 +42,7 @@ class StoreStats:
         checkpoint_failures: checkpoints that failed; they are tried again.
         failures: these, and commits the cache could not take (it was emptied instead). They fail no call; should be 0.
         feeds: change feeds being followed.
+        shared: what happened at the shared cache level; None where none is set.
     """
 
     cache: dict[str, Counters]
@@ -65,6 +67,7 @@ class StoreStats:
     checkpoint_failures: int
     failures: int
     feeds: int
+    shared: SharedCounters | None
 
     @property
     def invalidations(self) -> int:
@@ -111,6 +114,7 @@ def collect(shards: Shards, own: int) -> StoreStats:
         checkpoint_failures=failures,
         failures=sum(tier.failures for tier in tiers) + failures,
         feeds=sum(shard.feeds for shard in shards),
+        shared=shards.shared_counters(),
     )
 
 

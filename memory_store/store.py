@@ -210,7 +210,9 @@ class MemoryStore(Namespace):
         self._shelf = Shelf(int(self._settings.cache_max_bytes), self._settings.ttl_s)
         self._shards: Shards | None = None
         self._watch: HeadWatch | None = None
-        self._telemetry = Telemetry(self._target.name) if self._settings.telemetry else None
+        self._to_shards: list[TieredAccess] = []
+        system = self._target.url.get_backend_name()
+        self._telemetry = Telemetry(self._target.name, system) if self._settings.telemetry else None
         self._keeper: CacheKeeper | None = None
         self._durable: Durable | None = None
         self._link: RedisLink | None = None
@@ -317,8 +319,8 @@ class MemoryStore(Namespace):
             await durable.close()
 
     def _detach(self, reason: str) -> None:
-        for namespace in (self, *self._namespaces.values()):
-            namespace._access.detach(reason)
+        for access in (*(one._access for one in (self, *self._namespaces.values())), *self._to_shards):
+            access.detach(reason)
         if self._watch is not None:
             self._watch.close()
         if self._shards is not None:
@@ -361,16 +363,15 @@ class MemoryStore(Namespace):
         assert self._shards is not None
         if len(self._shards) == 1:
             return follow(self._access, after, None)
-        return follow_shards(self._shard_accesses(self._shards), after)
+        return follow_shards(self._ways(self._shards), after)
 
-    def _shard_accesses(self, shards: Shards) -> list[TieredAccess]:
+    def _ways(self, shards: Shards) -> list[TieredAccess]:
         """Return a way to each shard, whichever namespace it is of."""
-        accesses = []
-        for shard in shards:
+        while len(self._to_shards) < len(shards):
             access = TieredAccess(self.name, self._settings.limits, self._shelf)
-            access.attach(shards, shard)
-            accesses.append(access)
-        return accesses
+            access.attach(shards, shards[len(self._to_shards)])
+            self._to_shards.append(access)
+        return self._to_shards
 
     async def resolve(self, token: str) -> bool:
         """Return whether the commit behind a `CommitUnknownError` happened. After False it never will.

@@ -118,12 +118,13 @@ class Telemetry:
 
     Args:
         database: names it in spans and metrics (`db.namespace`).
+        system: what it is, as `db.system.name`.
 
     Raises:
         ConfigurationError: the package is not installed.
     """
 
-    def __init__(self, database: str) -> None:
+    def __init__(self, database: str, system: str = "sqlite") -> None:
         try:
             from opentelemetry import trace
         except ImportError as error:
@@ -131,7 +132,7 @@ class Telemetry:
                 'telemetry=True needs OpenTelemetry: pip install "memory-store[telemetry]"'
             ) from error
         self.database = database
-        self.attributes: dict[str, str | int] = {"db.system.name": "sqlite", "db.namespace": database}
+        self.attributes: dict[str, str | int] = {"db.system.name": system, "db.namespace": database}
         self._tracer = trace.get_tracer("memory_store", version("memory-store"))
         self._histograms = instruments().histograms
         self._read: Callable[[], Any] | None = None

@@ -16,13 +16,15 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 pytest_plugins = ["tests.servers.fixtures", "tests.migration.postgresql"]
 
-BACKENDS = ["sqlite-file", "sqlite-memory", "postgresql"]
+BACKENDS = ["sqlite-file", "sqlite-memory", "postgresql", "postgresql-redis"]
 
 
 @pytest.fixture(params=BACKENDS)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A URL of an empty database, once for each backend."""
-    if request.param == "postgresql":
+    if request.param.endswith("-redis"):
+        monkeypatch.setenv("MEMORY_STORE_SHARED_CACHE", str(request.getfixturevalue("redis_url")))
+    if request.param.startswith("postgresql"):
         return str(request.getfixturevalue("postgres_url"))
     return {"sqlite-file": f"sqlite:///{tmp_path}/agent.db", "sqlite-memory": "sqlite:///:memory:"}[request.param]
 

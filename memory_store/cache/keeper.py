@@ -51,6 +51,7 @@ class CacheStatus:
         version_key: what a saved cache must match.
         path: folder of the saved cache, None where none is kept.
         error: what went wrong last with loading, rebuilding or saving, or "".
+        shared: how the shared level is: "up", or what is wrong with it; "" where none is set.
     """
 
     state: Literal["ready", "loading", "rebuilding", "off"]
@@ -63,6 +64,7 @@ class CacheStatus:
     version_key: str
     path: str | None
     error: str
+    shared: str
 
 
 async def _let_go(entries: Entries) -> None:
@@ -126,6 +128,7 @@ class CacheKeeper:
             version_key=self._version_key,
             path=self._folder,
             error=self._error,
+            shared=self._shards.shared_state(),
         )
 
     async def rebuild(self, reason: str = "asked for") -> None:
@@ -244,7 +247,8 @@ class CacheKeeper:
             except CacheError as error:
                 refused = str(error)
                 span.set(refused=refused)
-        if refused is not None:
+        # What the processes share is not read from the database by each of them anew.
+        if refused is not None and self._shards.link is None:
             await self._rebuild(refused, used)
 
     async def _adopt_saved(self, folder: str, used: list[PlainKey]) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from memory_store.cache.coherence import Coherence
 from memory_store.cache.entries import Space
 from memory_store.cache.fences import Fence
 from memory_store.cache.readthrough import ReadThrough
-from memory_store.cache.shared import Link
+from memory_store.cache.shared import Link, SharedCounters
 from memory_store.cache.sharing import SharedShard
 from memory_store.cache.shelf import Shelf
 from memory_store.cache.tier import CacheTier
@@ -94,7 +95,7 @@ class Shards(list[Shard]):
 
     def __init__(self, durable: Durable, shelf: Shelf, settings: Settings, link: Link | None = None) -> None:
         super().__init__(Shard(durable, shelf, head, settings, link) for head in durable.heads)
-        self.shelf, self.durable = shelf, durable
+        self.shelf, self.durable, self.link = shelf, durable, link
         self.loop = asyncio.get_running_loop()
 
     @property
@@ -106,6 +107,17 @@ class Shards(list[Shard]):
     def restarts(self) -> int:
         """How often all entries of one of them were dropped."""
         return sum(shard.tier.restarts for shard in self)
+
+    def shared_counters(self) -> SharedCounters | None:
+        """Return what happened at the shared level, of all shards together; None where there is none."""
+        counted = [asdict(shard.through.shared.counters) for shard in self if shard.through.shared is not None]
+        return SharedCounters(**{name: sum(one[name] for one in counted) for name in counted[0]}) if counted else None
+
+    def shared_state(self) -> str:
+        """Return "up", what is wrong with the shared level, or "" where there is none."""
+        if self.link is None:
+            return ""
+        return "up" if self.link.up else self.link.error or "does not answer"
 
     async def close_shared(self) -> None:
         """End the traffic with the shared level, before the database is closed, which has to answer instead."""

@@ -151,6 +151,8 @@ class Link(Protocol):
 
     up: bool
     """Whether it answered lately; while it did not, nobody should ask."""
+    error: str
+    """What went wrong last, or ""."""
     timeout_s: float
     version_key: str
     """What entries there must have been written with."""

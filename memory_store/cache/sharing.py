@@ -46,6 +46,7 @@ _PUT_KEYS, _PUT_BYTES, _MOST_ENTRY_BYTES = 256, 1024 * 1024, 256 * 1024
 # Puts that wait; what comes on top is not shared.
 _MOST_WAITING = 4096
 _MEND_PAUSE_S = 0.05
+_GATHER_S = 0.005
 # Two processes that move the watermark at once see each other's at the second try.
 _TRIES = 4
 _CLOSING_TIMEOUTS = 4
@@ -95,6 +96,7 @@ class SharedShard:
         self._asking: list[tuple[SharedFlight, int, float]] = []
         self._reading: asyncio.Task[None] | None = None
         self._sending: asyncio.Task[None] | None = None
+        self._gathering: asyncio.TimerHandle | None = None
         self._mended_at = float("-inf")
         self._closed = False
         tier.committed = self._share
@@ -189,7 +191,9 @@ class SharedShard:
     def offer(self, space: Space, id_: str) -> None:
         """Share what was just read from the database into this process's cache."""
         self._want((space.kind, space.namespace, id_))
-        self._start_sending()
+        # A request each would double what a miss costs; nobody waits for it.
+        if self._gathering is None and self._sending is None and self._puts:
+            self._gathering = asyncio.get_running_loop().call_later(_GATHER_S, self._start_sending)
 
     def _want(self, key: PlainKey) -> None:
         if len(self._puts) < _MOST_WAITING and Names.can_name(key[2]) and self._link.up and not self._closed:
@@ -203,6 +207,9 @@ class SharedShard:
         self._start_sending()
 
     def _start_sending(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
         if self._sending is None and self._link.up and not self._closed and (self._due or self._puts):
             self._sending = asyncio.create_task(self._send())
 
@@ -298,12 +305,14 @@ class SharedShard:
         return puts
 
     async def settle(self) -> None:
-        """Wait until nothing is to be sent any more."""
+        """Send what is to be sent, and wait until nothing is."""
+        self._start_sending()
         while self._sending is not None:
             await asyncio.wait({self._sending})
 
     async def close(self) -> None:
         """Send what is due, for some timeouts at most, and pass every read on to the database."""
+        self._start_sending()
         if self._sending is not None:
             await asyncio.wait({self._sending}, timeout=_CLOSING_TIMEOUTS * self._link.timeout_s)
         self._closed = True

@@ -1,4 +1,4 @@
-"""What led to a process's watermark: by it, a shared watermark that is behind is brought on without asking the database."""
+"""What led to a process's watermark: it brings a shared one that is behind on, without asking the database."""
 
 from __future__ import annotations
 

@@ -151,12 +151,19 @@ def stats(
 def doctor(
     url: Url = DEFAULT_URL,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Repair what follows from the rows; a copy is made first.")
+        bool, typer.Option("--repair", help="Repair what follows from the rows; a copy of a file is made first.")
+    ] = False,
+    without_copy: Annotated[
+        bool, typer.Option("--without-copy", help="Repair on a server, of which no copy is made here.")
     ] = False,
     as_json: Json = False,
 ) -> int:
     """Check versions, schema, integrity, sizes and the saved cache; without --repair nothing is changed."""
-    return upkeep.repair(url, as_json) if repair else schemas.doctor(url, as_json)
+    if repair:
+        return upkeep.repair(url, as_json, without_copy)
+    if without_copy:
+        raise ConfigurationError("--without-copy goes with --repair")
+    return schemas.doctor(url, as_json)
 
 
 @app.command()

@@ -24,7 +24,7 @@ class Breaker:
         self.failures = 0
         self.opened = 0
         """How often it has opened."""
-        self._next_try = float("-inf")
+        self._next_try = self._failed_at = float("-inf")
         self._last = ""
 
     @property
@@ -48,12 +48,18 @@ class Breaker:
             )
         self._next_try = boot_s() + self._pause_s  # this caller tries, the others wait for what it finds
 
-    def note(self, error: BaseException | None) -> None:
-        """Take how a try went: None for well, or what was raised."""
+    def note(self, error: BaseException | None, began: float) -> None:
+        """Take how a try went that began then, on the boot clock: None for well, or what was raised.
+
+        Tries that are under way together when something breaks fail together: that is one failure.
+        """
         if error is None:
             self.failures = 0
-        elif isinstance(error, ConnectionLostError | DurableTimeoutError | DurableUnavailableError):
+        elif began > self._failed_at and isinstance(
+            error, ConnectionLostError | DurableTimeoutError | DurableUnavailableError
+        ):
             self.failures += 1
+            self._failed_at = boot_s()
             self._last = str(error)
             if self.failures == self._limit:
                 self.opened += 1

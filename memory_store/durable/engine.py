@@ -124,7 +124,7 @@ def parse_url(url: str | URL) -> Target | ServerTarget:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as error:
-        shown = re.sub("//.*@", "//***@", str(url))[:80]  # without a password
+        shown = re.sub("(:/*).*@", r"\1***@", str(url))[:80]  # without a password
         raise ConfigurationError(f"not a database URL: {shown!r}; try sqlite:///agent.db") from error
     backend, _, driver = parsed.drivername.partition("+")
     if backend in ("postgresql", "postgres"):

@@ -214,8 +214,11 @@ def one_state(connection: Connection) -> Iterator[None]:
     connection.execute("BEGIN")
     try:
         yield
-    finally:
-        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")  # a server takes no COMMIT of what has failed
+        raise
+    connection.execute("COMMIT")
 
 
 def look(connection: Connection, known: HeadState) -> Run:

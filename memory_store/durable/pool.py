@@ -90,15 +90,16 @@ class Pool:
 
     async def _make(self) -> Connection:
         self.breaker.require_closed()
+        began = boot_s()
         self._open += 1
         try:
             connection = await self._connect()
         except BaseException as error:
             self._open -= 1
             self._wake()
-            self.breaker.note(error)
+            self.breaker.note(error, began)
             raise
-        self.breaker.note(None)
+        self.breaker.note(None, began)
         self._born[connection] = boot_s()
         return connection
 

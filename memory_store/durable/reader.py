@@ -16,7 +16,7 @@ from memory_store.distribution import Distribution
 from memory_store.durable.changes import HeadState
 from memory_store.durable.connection import Connection
 from memory_store.durable.lane import Lane
-from memory_store.durable.log import Listener, Run, is_rewind, leads_on, read_head, read_run
+from memory_store.durable.log import Listener, Run, is_rewind, leads_on, one_state, read_head, read_run
 from memory_store.durable.statements import STATEMENTS, batch_size, pad
 from memory_store.records import PARTS, RECORDS, RecordSpec
 from memory_store.telemetry import Span, Telemetry
@@ -158,12 +158,9 @@ def snapshot_of(connection: Connection, keys: Sequence[PlainKey], known: HeadSta
     kind, namespace, _ = keys[0]
     if all(key[0] == kind and key[1] == namespace for key in keys):
         return _snapshot_at_once(connection, RECORDS[kind], namespace, [key[2] for key in keys], known)
-    connection.execute("BEGIN")
-    try:
+    with one_state(connection):
         run = read_run(connection, known, read_head(connection, known.shard))
         return Snapshot(run, read_keys(connection, keys))
-    finally:
-        connection.execute("COMMIT")
 
 
 def _snapshot_at_once(

@@ -101,7 +101,8 @@ class Truth:
     async def leftovers(self) -> list[Any]:
         """Return transactions and locks that sessions of the library have open."""
         rows = await self.connection.fetch(
-            "SELECT a.pid, a.state, a.query, array_agg(l.mode) FROM pg_stat_activity a LEFT JOIN pg_locks l USING (pid) "
+            "SELECT a.pid, a.state, a.query, array_agg(l.mode) "
+            "FROM pg_stat_activity a LEFT JOIN pg_locks l USING (pid) "
             "WHERE a.application_name = 'memory_store' AND a.datname = current_database() "
             "AND (a.xact_start IS NOT NULL OR l.pid IS NOT NULL) GROUP BY 1, 2, 3"
         )
@@ -150,6 +151,17 @@ async def nothing_left(store: MemoryStore, truth: Truth, settings: dict[str, Any
     await eventually(lambda: in_use(store), 0)
     await truth.quiet()
     assert await truth.sessions() <= settings["pool_size"]
+
+
+class Timed:
+    """How long a block took."""
+
+    def __enter__(self) -> Timed:
+        self.began = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.monotonic() - self.began
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,6 @@ def contents(folder: Path) -> dict[str, bytes]:
         "",
         "agent.db",
         "mysql://localhost/agent",
-        "mysql://localhost/agent",
         "postgresql://localhost",
         "postgresql+psycopg://localhost/agent",
         "sqlite+pysqlite:///agent.db",

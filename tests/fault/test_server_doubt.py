@@ -151,7 +151,7 @@ _LIBRARY = "application_name = 'memory_store' AND datname = current_database()"
 async def test_a_commit_that_the_server_gets_to_after_it_was_said_not_to_have_happened_does_nothing(
     make_postgres: MakePostgres,
 ) -> None:
-    """The server's process has the statement in its socket and is held up; the caller's write is made by another one."""
+    """The server's process has the statement in its socket and is held up; another one makes the caller's write."""
     server = make_postgres(durable=False)
     url = server.create_database("held")
     async with through_proxy(server, url, heads=1) as (store, proxy, truth):
@@ -230,7 +230,7 @@ async def test_resolving_is_itself_cut_off_and_asked_again(
 async def test_what_is_said_to_have_happened_survives_a_failover(
     make_postgres: MakePostgres, make_standby: MakeStandby
 ) -> None:
-    """A commit that waited for the standby in vain is visible on the primary, and not yet safe: it is not one to vouch for."""
+    """A commit that waited for the standby in vain is visible on the primary, not yet safe: nobody vouches for it."""
     primary = make_postgres(durable=False)
     url = primary.create_database("pair")
     async with Proxy(primary.upstream, postgres=False) as link:

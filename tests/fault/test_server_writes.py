@@ -1,4 +1,4 @@
-"""Three questions for each way to write to PostgreSQL: the process dies here, another one writes here, the caller goes."""
+"""For each way to write to PostgreSQL: the process dies here, another one writes here, the caller is cancelled here."""
 
 from __future__ import annotations
 

@@ -33,7 +33,14 @@ def name_of(command: list[str]) -> str:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("postgresql://x/y", "not supported"),
+        ("mysql://agent:s3cret@x/y", "not supported"),
+        ("postgresql+psycopg2://agent:s3cret@x/y", "driver"),
+        ("postgresql://agent:s3cret@x", "names a database"),
+        ("postgresql://agent:s3cret@x:port/y", "not a database URL"),
+        ("postgresql://agent:s3cret@x:99999/y", "port"),
+        ("postgresql//agent:s3cret@x/y", "not a database URL"),
+        ("postgresql:/agent:s3cret@x/y", "not a database URL"),
+        ("postgresql://agent:s3cret@x/y?pool_size=many", "wrong form"),
         ("sqlite+pysqlite:///x.db", "driver"),
         ("agent.db", "not a database URL"),
         ("sqlite://host/x.db", "no host"),
@@ -45,6 +52,7 @@ def test_a_wrong_url_is_code_2(tmp_path: Path, url: str, words: str) -> None:
 
     assert (done.code, done.out) == (2, "")
     assert words in one_line(done)
+    assert "s3cret" not in done.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -190,6 +190,7 @@ async def test_a_network_that_fails(fault: str, file_url: str, server: RedisServ
         two(file_url, server.tcp_url(port=proxy.port), timeout_s=0.3) as (ours, theirs),
     ):
         await use(ours, 2)
+        accepted = proxy.accepted
         for _ in range(2):
             FAULTS[fault](proxy)
             await use(ours, 4)
@@ -199,7 +200,8 @@ async def test_a_network_that_fails(fault: str, file_url: str, server: RedisServ
             proxy.resume()
             if fault == "swallowed":
                 proxy.drop_all()
-        assert link(ours).failures + link(theirs).failures > 0
+        # An idle connection that was ended is noticed before it is used.
+        assert link(ours).failures + link(theirs).failures > 0 or proxy.accepted > accepted
         await is_shared(ours, theirs)
 
 

@@ -94,6 +94,8 @@ def test_what_cannot_be_reached_is_one_line_and_code_3(
             down: "the connection to the server broke",
             down.replace("127.0.0.1", "no-such-host.invalid"): "the connection to the server broke",
         }.items():
+            if command not in [*SOME, *WRITING] and words != "password authentication failed":
+                continue  # each program takes a second, and these open the database as others do
             done = run(tmp_path, url, command)
             assert done.code == (1 if command == ["doctor"] else 3), done
             assert words in (one_line(done))

@@ -22,7 +22,7 @@ from memory_store.durable.lock import FileLock
 from memory_store.durable.log import CommitToken, read_head
 from memory_store.durable.operations import Context, Operation
 from memory_store.durable.outcomes import Resolve
-from memory_store.durable.writer import Applied, run_batch, run_in_savepoint
+from memory_store.durable.writer import Applied, InDoubtError, run_batch, run_in_savepoint
 from tests.power import vfs
 from tests.power.driver import Connection
 from tests.power.machine import Killed, Machine, PowerCut, Session
@@ -113,8 +113,11 @@ class Library:
 
     def batch(self, operations: Sequence[Operation]) -> Applied:
         """Do what the writer does with a batch."""
-        with self._lock.shared():
-            applied = run_batch(cast(Any, self.connection), operations, self._log, self.known)
+        try:
+            with self._lock.shared():
+                applied = run_batch(cast(Any, self.connection), operations, self._log, self.known)
+        except InDoubtError as error:
+            raise error.unknown from error
         if applied.commit.changes:
             self._committed(applied.commit.position, applied.commit.nonce)
             self.checkpointer.after_commit(cast(Any, self.connection), len(applied.commit.changes))

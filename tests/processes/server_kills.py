@@ -162,7 +162,7 @@ def _check(children: list[Child], url: str) -> Counter[str]:
 def lines(what: str, times: int, counted: Counter[str], seconds: float) -> list[str]:
     """Return what to print."""
     return [
-        f"{times} {what} under {PROCESSES} processes in {seconds:.1f} s: {counted['acknowledged']:,} acknowledged writes, "
-        "0 lost, 0 wrong",
+        f"{times} {what} under {PROCESSES} processes in {seconds:.1f} s: {counted['acknowledged']:,} acknowledged "
+        "writes, 0 lost, 0 wrong",
         ", ".join(f"{name} {count:,}" for name, count in sorted(counted.items())),
     ]

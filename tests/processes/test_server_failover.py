@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -28,6 +29,14 @@ def url_of_both(database: str, *servers: PostgresServer) -> str:
 def test_nothing_is_lost_when_a_synchronous_standby_takes_over(
     make_postgres: MakePostgres, make_standby: MakeStandby, show: Callable[..., None]
 ) -> None:
+    began = time.monotonic()
+    counted = fail_over_once(make_postgres, make_standby, seed=1)
+    show(lines("failover", 1, counted, time.monotonic() - began))
+    assert counted["acknowledged"] > 10
+
+
+def fail_over_once(make_postgres: MakePostgres, make_standby: MakeStandby, seed: int) -> Counter[str]:
+    """Kill a primary under load and promote its synchronous standby; raise what is wrong, return what was counted."""
     primary = make_postgres(durable=False)
     primary.create_database("pair")
     standby = make_standby(primary)
@@ -38,18 +47,11 @@ def test_nothing_is_lost_when_a_synchronous_standby_takes_over(
         standby.promote()
         return standby
 
-    began = time.monotonic()
-    counted = run_through(
-        [url_of_both("pair", primary, standby), url_of_both("pair", standby, primary)],
-        fail_over,
-        database="pair",
-        times=1,
-        check_every=1,
-        seed=1,
-        longest_pause_s=2.0,
-    )
-    show(lines("failover", 1, counted, time.monotonic() - began))
-    assert counted["acknowledged"] > 10
+    urls = [url_of_both("pair", primary, standby), url_of_both("pair", standby, primary)]
+    counted = run_through(urls, fail_over, database="pair", times=1, check_every=1, seed=seed, longest_pause_s=2.0)
+    standby.close()
+    primary.close()
+    return counted
 
 
 @pytest.mark.parametrize("writes_after", [0, 5])

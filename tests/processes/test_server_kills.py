@@ -1,4 +1,4 @@
-"""A PostgreSQL killed and started again under several processes: nothing acknowledged is lost, nothing unknown stays so."""
+"""A PostgreSQL killed and started again under several processes: nothing is lost, nothing unknown stays so."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Tier:
         actor: author of its commits.
     """
 
-    checkpointer = None
+    checkpointer = replica = None
 
     def __init__(self, head: HeadState, lanes: dict[str, Lane], probe: Probe | None, actor: str) -> None:
         self.target: Any = None

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ from memory_store import DurableError, MemoryStore
 from tests.fault.servers_support import SETTINGS, WRITE_PATHS, WritePath, truth_of
 from tests.fault.support import Child, Parent, episode
 from tests.fault.test_server_writes import INSTANTS, kill_at, meet_another
-
+from tests.processes.mixed import summary
 from tests.processes.server_kills import disturbances, lines, run_through
+from tests.processes.server_mixed import run_on_server
 from tests.processes.shown import show
+from tests.processes.test_server_failover import fail_over_once
 from tests.servers.databases import PostgresDatabases
 from tests.servers.fixtures import MakePostgres, MakeStandby
 
@@ -89,3 +92,23 @@ async def _hold(parent: Parent, url: str, settings: dict[str, Any]) -> str:
         except DurableError:
             return "told"
     return "committed"
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+def test_four_processes_on_a_server_see_one_history_for_a_minute(
+    seed: int, tmp_path: Path, postgres_url: str, show: Callable[..., None]
+) -> None:
+    operations, verdict = run_on_server(postgres_url, tmp_path, 60, seed)
+    assert verdict.violations == []
+    show(summary(operations, verdict, 60))
+    assert sum(verdict.checks.values()) > 20_000
+
+
+def test_nothing_is_lost_over_ten_failovers(
+    make_postgres: MakePostgres, make_standby: MakeStandby, show: Callable[..., None]
+) -> None:
+    acknowledged = 0
+    for seed in range(10):
+        acknowledged += fail_over_once(make_postgres, make_standby, seed)["acknowledged"]
+    show([f"10 failovers: {acknowledged:,} acknowledged writes, 0 lost, 0 wrong"])
+    assert acknowledged > 500

@@ -77,6 +77,29 @@ def test_a_copy_stays_as_it_is() -> None:
     assert made == distribution([1, 2, 8])
 
 
+parts = st.lists(st.lists(st.floats(0, 1e12) | st.integers(0, 10**6)), max_size=5)
+
+
+@given(parts)
+def test_merged_distributions_are_that_of_all_values(some: list[list[float]]) -> None:
+    whole = merged(distribution(values) for values in some)
+    together = distribution([value for values in some for value in values])
+
+    assert (whole.count, whole.max, whole.buckets) == (together.count, together.max, together.buckets)
+    assert whole.sum == pytest.approx(together.sum)
+    assert [whole.percentile(p) for p in (0, 50, 99, 100)] == [together.percentile(p) for p in (0, 50, 99, 100)]
+
+
+def test_merging_leaves_the_parts_as_they_are() -> None:
+    one, other = distribution([1, 2]), distribution([2, 9])
+    whole = merged([one, other])
+    whole.record(100)
+
+    assert (one, other) == (distribution([1, 2]), distribution([2, 9]))
+    assert whole == distribution([1, 2, 2, 9, 100])
+    assert merged([]) == Distribution()
+
+
 def test_every_field_is_documented() -> None:
     documented = re.findall(r"^        (\w+): ", StoreStats.__doc__ or "", re.MULTILINE)
 

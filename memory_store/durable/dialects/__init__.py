@@ -7,11 +7,15 @@ import sqlite3
 from memory_store.durable.dialects.sqlite import error_code, translate
 from memory_store.errors import ConstraintError, DurableUnavailableError
 
-__all__ = ["ConnectionLostError", "TransientError", "is_refusal", "outcome_is_unknown", "translate"]
+__all__ = ["ConnectionLostError", "DismissedError", "TransientError", "is_refusal", "outcome_is_unknown", "translate"]
 
 
 class TransientError(DurableUnavailableError):
     """The transaction was undone through no fault of its own: a deadlock, a failover. The same may work next time."""
+
+
+class DismissedError(TransientError):
+    """The server said that it did nothing, and the connection is of no more use; another one may be."""
 
 
 class ConnectionLostError(TransientError):

@@ -17,7 +17,7 @@ import asyncpg
 
 from memory_store.durable.changes import CHANGES, HeadState
 from memory_store.durable.connection import ServerText
-from memory_store.durable.dialects import ConnectionLostError, TransientError
+from memory_store.durable.dialects import ConnectionLostError, DismissedError, TransientError
 from memory_store.durable.dialects.postgresql_inserts import SETTINGS, insert_text
 from memory_store.durable.runner import Runner
 from memory_store.durable.statements import (
@@ -192,12 +192,15 @@ class Connection:
             at: the commit's time, in microseconds.
 
         Returns:
-            Whether it was done; False where others have committed since `head`.
+            Whether it was done; False where others have committed since `head`, and where the session cannot keep the
+            limits that a transaction must have.
 
         Raises:
             ConstraintError: one of them exists, or cannot be stored; nothing was written.
             ConnectionLostError: nobody can say whether it was done.
         """
+        if self._limits:
+            return False
         columns = zip(*(_texts(row) for row in rows), strict=True)
         parameters = (nonce, head.shard, head.position, head.nonce, actor, at, *columns)
         return bool(self._wait(self.driver.fetch(insert_text(kind), *parameters)))
@@ -207,7 +210,7 @@ class Connection:
             return self.runner.wait(answer)
         except (Exception, asyncio.CancelledError) as error:
             translated = translate(error)
-            if isinstance(translated, ConnectionLostError | asyncio.CancelledError):
+            if isinstance(translated, ConnectionLostError | DismissedError | asyncio.CancelledError):
                 self.driver.terminate()  # whatever it still says is for nobody
             if translated is error:
                 raise
@@ -231,6 +234,8 @@ async def connect(dsn: str, timeout_s: float, server_settings: dict[str, str], *
         # Seconds may be fractions here, whatever the driver's own annotation says.
         limit_s: Any = timeout_s
         driver = await asyncpg.connect(dsn, timeout=limit_s, server_settings=settings, **options)
+    except (OverflowError, asyncpg.exceptions.ClientConfigurationError) as error:
+        raise ConfigurationError(f"the URL asks for what cannot be: {error}") from error
     except Exception as error:
         raise translate(error) from error
     _keep_alive(driver)
@@ -292,11 +297,11 @@ _MEANINGS: dict[str, tuple[type[DurableError], str]] = {
     "08P01": (DurableUnavailableError, "the server, or a pooler before it, refused; try pooler=true in the URL"),
     "08": (ConnectionLostError, "the connection to the server broke"),
     "57P": (ConnectionLostError, "the server is shutting down, or starting"),
-    "25P": (ConnectionLostError, "the transaction was idle, or open, for too long"),
+    "25P": (DismissedError, "the transaction was idle, or open, for too long"),
     "25P01": (DurableError, "the database failed"),
     "25P02": (DurableError, "the transaction had failed"),
-    # The connection is of no use: the next one may find the server that writes.
-    "25006": (ConnectionLostError, "the server only reads: it is a standby"),
+    # The next connection may find the server that writes.
+    "25006": (DismissedError, "the server only reads: it is a standby"),
     "40": (TransientError, "the transaction met another one"),
     "55P03": (DurableTimeoutError, "another transaction keeps a lock"),
     "57014": (DurableTimeoutError, "the statement took too long"),
@@ -313,8 +318,6 @@ _MEANINGS: dict[str, tuple[type[DurableError], str]] = {
 
 def translate(error: BaseException) -> BaseException:
     """Return the library's error for a driver's error; anything that is no driver error comes back as it is."""
-    if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
-        return ConfigurationError(f"the URL asks for what cannot be: {error}")
     if isinstance(error, asyncpg.PostgresError):
         state = str(getattr(error, "sqlstate", None) or "")
         for length in (5, 3, 2):
