@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import asyncpg
 import pytest
 
 from memory_store import DurableError, DurableTimeoutError, Episode, MemoryStore
@@ -73,9 +74,9 @@ async def test_limits_of_a_transaction_hold_through_a_pooler(
                         with pytest.raises(DurableTimeoutError):
                             await write()
             assert (await store.episodes.put(episode("b"))).revision == 1
-        async with truth_of(url) as pooled:
-            shown = [await pooled.connection.fetchval("SHOW lock_timeout") for _ in range(4)]
-            assert shown == ["0"] * 4
+        pooled = await asyncpg.connect(dsn_of(url), statement_cache_size=0)
+        assert [await pooled.fetchval("SHOW lock_timeout") for _ in range(4)] == ["0"] * 4
+        await pooled.close()
 
 
 async def test_a_commit_cut_off_behind_a_pooler_is_settled(

@@ -18,5 +18,5 @@ def test_nothing_is_lost_when_the_server_is_killed_under_load(
     began = time.monotonic()
     counted = run_through([url], disturbances(server, 1), database="killed", times=8, check_every=4, seed=1)
     show(lines("kills of the server", 8, counted, time.monotonic() - began))
-    assert counted["acknowledged"] > 100
-    assert counted["reads"] > 100
+    assert counted["acknowledged"] > 10
+    assert counted["reads"] > 10

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.simulation.checker import Violation
-from tests.simulation.mutants import MUTANTS, Mutant, mutated
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.mutation import Mutant, mutated
 from tests.simulation.seams import simulated
 from tests.simulation.world import run
 
