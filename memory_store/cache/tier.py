@@ -1,8 +1,8 @@
 """The cache tier of one shard: its entries on the shelf stay true by following the change log.
 
 What holds here: every live entry of the shard equals the database at the watermark `head`. `apply` and `publish` keep
-that by dropping or replacing what a commit touched, `fill` by the fence below; all runs on the event loop,
-without an await inside, so nobody can look in between. When anything may have changed, a floor makes all older entries count as
+that by dropping or replacing what a commit touched, `fill` by the fence below; all of it runs on the event loop without
+an await inside, so nobody can look in between. When anything may have changed, a floor makes all older entries count as
 absent: dropping 100,000 at once would hold the loop up for 20 ms.
 
 `fill` puts nothing that a `Watch` or `Fence` saw touched after the position it was read at (see fences.py): the cache

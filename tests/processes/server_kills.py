@@ -105,6 +105,14 @@ def disturbances(server: PostgresServer, seed: int) -> Callable[[int], PostgresS
         time.sleep(chosen.choice([0, 0.1]))
         server.start()
 
+    def shut_down() -> None:
+        """Not while it recovers: PostgreSQL 18 then neither starts nor ends (its checkpointer and I/O workers stay)."""
+        deadline = time.monotonic() + 60
+        while not _answers(server):
+            assert time.monotonic() < deadline, server.log_tail()
+            time.sleep(0.02)
+        server.restart("fast")
+
     def sessions_ended() -> None:
         with suppress(RuntimeError):  # it may still recover from the last time
             server.execute(
@@ -115,7 +123,7 @@ def disturbances(server: PostgresServer, seed: int) -> Callable[[int], PostgresS
         killed,
         killed,
         lambda: server.restart("immediate"),
-        lambda: server.restart("fast"),
+        shut_down,
         backend_killed,
         sessions_ended,
     ]
@@ -125,6 +133,13 @@ def disturbances(server: PostgresServer, seed: int) -> Callable[[int], PostgresS
         return server
 
     return disturb
+
+
+def _answers(server: PostgresServer) -> bool:
+    try:
+        return server.execute("SELECT 1") == [["1"]]
+    except RuntimeError:
+        return False
 
 
 def _line(process: psutil.Process) -> str:
