@@ -19,7 +19,7 @@ from memory_store.cache.sharing import SharedShard
 from memory_store.cache.tier import CacheTier
 from tests.integration.redis_support import PATIENT, counters, forget, level, link, opened, settled
 from tests.servers.fixtures import MakeRedis
-from tests.simulation.mutants import Edit, Mutant, mutated
+from tests.simulation.mutation import Edit, Mutant, mutated
 from tests.unit.conftest import HeldRead
 from tests.unit.samples import make_episode, make_step
 

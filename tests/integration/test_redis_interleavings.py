@@ -24,7 +24,7 @@ from memory_store.cache.readthrough import ReadThrough
 from memory_store.cache.sharing import SharedShard
 from memory_store.cache.trail import SharingTier
 from tests.integration.redis_support import Register, WildLink, counters, forget, settled, wild
-from tests.simulation.mutants import Edit, Mutant, mutated
+from tests.simulation.mutation import Edit, Mutant, mutated
 from tests.unit.samples import make_episode
 
 IDS = ["a", "b", "c"]
