@@ -191,13 +191,14 @@ class MemoryStore(Namespace):
     """A durable store of records behind a write-through cache. Use it as `async with MemoryStore(url) as store`.
 
     Args:
-        url: `sqlite:///agent.db` (relative), `sqlite:////var/agent.db` (absolute), `sqlite:///:memory:`, or the same as
-            an SQLAlchemy URL with `sqlite+aiosqlite`. Its query parameters are settings.
+        url: `sqlite:///agent.db` (relative), `sqlite:////var/agent.db` (absolute), `sqlite:///:memory:`, or
+            `postgresql://user@host/database`; as text or as an SQLAlchemy URL, with or without the driver's name. Its
+            query parameters are settings; of a server's URL, the others are the driver's (`sslmode`, ...).
         namespace: whose records the collections of this object hold; see `namespace()` for others.
         settings: see `memory_store.Settings` for names, units and defaults.
 
     Raises:
-        ConfigurationError: the URL, namespace or a setting is wrong.
+        ConfigurationError: the URL, namespace or a setting is wrong, or what the URL needs is not installed.
         TypeError: a setting is unknown.
     """
 
@@ -225,7 +226,7 @@ class MemoryStore(Namespace):
         """Open the database, creating or upgrading it as the settings say; the cache loads in the background.
 
         Raises:
-            DurableUnavailableError: the file or its folder cannot be opened.
+            DurableUnavailableError: the file or its folder cannot be opened, or the server not be reached.
             DurableTimeoutError: another program keeps it locked.
             SchemaMismatchError: it is newer than this library, or older and `migrate="check"`, or something else's.
             ConfigurationError: the store is open already, or was closed.

@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -154,8 +155,12 @@ def parse_url(url: str | URL) -> Target | ServerTarget:
 def _parse_server(parsed: URL, driver: str) -> ServerTarget:
     if driver not in ("", "asyncpg"):
         raise ConfigurationError(f"driver {driver!r} is not supported; use postgresql:// or postgresql+asyncpg://")
+    if find_spec("asyncpg") is None or find_spec("tenacity") is None:
+        raise ConfigurationError("PostgreSQL needs its driver: pip install 'memory-store[postgres]'")
     if not parsed.database:
         raise ConfigurationError("a PostgreSQL URL names a database: postgresql://user@host/database")
+    if not 0 < (parsed.port or 1) < 1 << 16:
+        raise ConfigurationError(f"there is no port {parsed.port}: ports are 1 to 65535")
     known = {item.name for item in fields(Settings)}
     parameters = {name: value if isinstance(value, str) else value[-1] for name, value in parsed.query.items()}
     ours = {name: value for name, value in parameters.items() if name in known}

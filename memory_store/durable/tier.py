@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Protocol
 
 from sqlalchemy import Dialect
@@ -17,7 +16,6 @@ from memory_store.durable.log import Listener
 from memory_store.durable.probe import Probe
 from memory_store.durable.reader import Reader
 from memory_store.durable.writer import Writer
-from memory_store.errors import ConfigurationError
 from memory_store.telemetry import Telemetry
 
 __all__ = ["Durable", "durable_tier"]
@@ -75,24 +73,9 @@ class Durable(Protocol):
         ...
 
 
-def require_driver() -> None:
-    """Check that PostgreSQL's driver is installed.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    if find_spec("asyncpg") is None or find_spec("tenacity") is None:
-        raise ConfigurationError("PostgreSQL needs its driver: pip install 'memory-store[postgres]'")
-
-
 def durable_tier(target: Target | ServerTarget, settings: Settings, telemetry: Telemetry | None) -> Durable:
-    """Return the durable tier of a target, to be opened.
-
-    Raises:
-        ConfigurationError: what its database needs is not installed.
-    """
+    """Return the durable tier of a target, to be opened."""
     if isinstance(target, ServerTarget):
-        require_driver()
         from memory_store.durable.server import ServerTier
 
         return ServerTier(target, settings, telemetry)
