@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -56,49 +56,63 @@ def follow(access: TieredAccess, after: str, namespace: str | None) -> AsyncIter
         namespace: only its changes; None for all.
     """
     access.require_usable()
-    if after == "start":
-        return _follow(access, None, namespace)
-    if after != "end":
-        parts = after.split(",")  # a cursor of all shards has one for this one
-        part = parts[access.shard.number] if len(parts) > access.shard.number and len(parts) > 1 else after
-        return _follow(access, Cursor.parse(part), namespace)
-    # Where no look can be taken at once, what others did since the last one may come as well: nothing is ever lost.
-    access.coherence.look()
-    return _follow(access, Cursor.end(access.coherence.head), namespace)
+    if after == "end":
+        return _follow(access, _end(access), namespace)
+    parts = after.split(",")  # a cursor of all shards has one for this one
+    return _follow(
+        access, _parse(parts[access.shard.number] if 1 < len(parts) > access.shard.number else after), namespace
+    )
 
 
 def follow_shards(accesses: Sequence[TieredAccess], after: str) -> AsyncIterator[LoggedChange]:
     """Yield the changes of several shards, each shard's in its order; a cursor is that of each, joined by commas."""
-    cursors = after.split(",") if after not in ("start", "end") else [after] * len(accesses)
-    if len(cursors) != len(accesses):
-        raise ConfigurationError(f"the cursor is of a database with {len(cursors)} heads, this one has {len(accesses)}")
-    for part in cursors if after != "end" else ():
-        if part != "start":
-            Cursor.parse(part)
-    feeds = [follow(access, cursor, None) for access, cursor in zip(accesses, cursors, strict=True)]
-    if after == "end":  # after the calls of `follow`, which have looked
-        cursors = [str(Cursor.end(access.coherence.head)) for access in accesses]
-    return _merge(feeds, cursors)
+    if after == "end":
+        cursors: list[Cursor | None] = [_end(access) for access in accesses]
+    else:
+        parts = after.split(",") if after != "start" else [after] * len(accesses)
+        if len(parts) != len(accesses):
+            raise ConfigurationError(
+                f"the cursor is of a database with {len(parts)} heads, this one has {len(accesses)}"
+            )
+        cursors = list(map(_parse, parts))
+    feeds = [_follow(access, cursor, None) for access, cursor in zip(accesses, cursors, strict=True)]
+    return _merge(feeds, ["start" if cursor is None else str(cursor) for cursor in cursors])
 
 
-async def _merge(feeds: Sequence[AsyncIterator[LoggedChange]], cursors: list[str]) -> AsyncIterator[LoggedChange]:
+def _parse(after: str) -> Cursor | None:
+    return None if after == "start" else Cursor.parse(after)
+
+
+def _end(access: TieredAccess) -> Cursor:
+    # Where no look can be taken at once, what others did since the last one may come as well: nothing is ever lost.
+    access.coherence.look()
+    return Cursor.end(access.coherence.head)
+
+
+async def _merge(
+    feeds: Sequence[AsyncGenerator[LoggedChange, None]], cursors: list[str]
+) -> AsyncIterator[LoggedChange]:
     coming = {asyncio.ensure_future(anext(feed)): number for number, feed in enumerate(feeds)}
     try:
         while True:
             done, _ = await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                number = coming.pop(task)
-                change = task.result()
+                change, number = task.result(), coming.pop(task)
                 coming[asyncio.ensure_future(anext(feeds[number]))] = number
                 cursors[number] = change.cursor
                 yield replace(change, cursor=",".join(cursors))
     finally:
         for task in coming:
             task.cancel()
-        await asyncio.wait(coming)
+        # What else went wrong meanwhile is told when that shard is followed again; a change that had come, comes again.
+        await asyncio.gather(*coming, return_exceptions=True)
+        for feed in feeds:
+            await feed.aclose()
 
 
-async def _follow(access: TieredAccess, cursor: Cursor | None, namespace: str | None) -> AsyncIterator[LoggedChange]:
+async def _follow(
+    access: TieredAccess, cursor: Cursor | None, namespace: str | None
+) -> AsyncGenerator[LoggedChange, None]:
     coherence = access.coherence
     access.shard.feeds += 1
     try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from memory_store.config import resolve_settings
 from memory_store.durable.connection import Connection
 from memory_store.durable.engine import ServerTarget, parse_url
 from memory_store.durable.partitions import partition
 from memory_store.durable.row_security import secure
+from memory_store.durable.visiting import visit
 from memory_store.errors import ConfigurationError
 
 __all__ = ["partition_tables", "secure_role"]
@@ -53,7 +55,6 @@ async def _in_transaction(url: str, work: Callable[[Connection], T]) -> T:
     target = parse_url(url)
     if not isinstance(target, ServerTarget):
         raise ConfigurationError(f"{target.name} is a file: this is for databases on a PostgreSQL server")
-    from memory_store.durable.dialects.postgresql import connected
 
     def run(connection: Connection) -> T:
         connection.execute("BEGIN IMMEDIATE")
@@ -61,5 +62,4 @@ async def _in_transaction(url: str, work: Callable[[Connection], T]) -> T:
         connection.execute("COMMIT")
         return done
 
-    async with connected(target.dsn) as connection:
-        return await connection.runner.call(run, connection)
+    return await visit(target, resolve_settings(target.parameters, {}).timeout_s, run)

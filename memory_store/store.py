@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import warnings
 import weakref
@@ -31,6 +30,7 @@ from memory_store.records import RECORDS, Embedding, Episode, Pattern, Spatiotem
 from memory_store.statistics import METRICS, StoreStats, collect
 from memory_store.telemetry import Telemetry, spanned
 from memory_store.transaction import UnitOfWork
+from memory_store.waiting import wait_out
 
 if TYPE_CHECKING:
     from memory_store.cache.redis import RedisLink
@@ -239,9 +239,9 @@ class MemoryStore(Namespace):
             await asyncio.shield(opening)
         except asyncio.CancelledError:
             # Half-open connections cannot be abandoned: let it finish, then close what it opened.
-            await _to_the_end(opening)
+            await wait_out(opening)
             if not opening.cancelled() and opening.exception() is None:
-                await _to_the_end(asyncio.create_task(self.close()))
+                await wait_out(asyncio.create_task(self.close()))
             raise
         return self
 
@@ -301,7 +301,7 @@ class MemoryStore(Namespace):
         try:
             await asyncio.shield(self._closing)
         except asyncio.CancelledError:
-            await _to_the_end(self._closing)
+            await wait_out(self._closing)
             raise
 
     async def _close(self, durable: Durable) -> None:
@@ -400,13 +400,6 @@ class MemoryStore(Namespace):
         self._access.require_usable()
         assert self._shards is not None
         return collect(self._shards, self._access.shard.number)
-
-
-async def _to_the_end(task: asyncio.Task[Any]) -> None:
-    """Wait for a task however often the waiting is cancelled; the caller raises the cancellation afterwards."""
-    while not task.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait({task})
 
 
 _OPEN_STORES: weakref.WeakSet[MemoryStore] = weakref.WeakSet()

@@ -12,15 +12,13 @@ import os
 from alembic import context
 from sqlalchemy import Connection
 
+from memory_store.durable.changes import HEADS_LOCK, UPGRADE_LOCK
 from memory_store.durable.engine import make_engine, parse_url
 from memory_store.durable.log import begin_epoch
 from memory_store.durable.partitions import is_partition
 from memory_store.durable.schema import METADATA
 
 config = context.config
-
-# Of one upgrade at a time; and of whoever locks more than one head, as the triggers of plain SQL do.
-UPGRADE_LOCK, HEADS_LOCK = 7883953330219640933, 7883953330219640934
 
 
 def database_url() -> str:

@@ -14,7 +14,20 @@ from sqlalchemy import BigInteger, Column, Integer, LargeBinary, PrimaryKeyConst
 
 from memory_store.records.columns import METADATA, ShortText, UtcDateTime
 
-__all__ = ["CHANGES", "HEAD", "IDEMPOTENCY", "PUBLISH_LIMIT", "SHARD", "Change", "HeadState", "new_nonce", "shard_of"]
+__all__ = [
+    "CHANGES",
+    "COPY_LOCK",
+    "HEAD",
+    "HEADS_LOCK",
+    "IDEMPOTENCY",
+    "PUBLISH_LIMIT",
+    "SHARD",
+    "UPGRADE_LOCK",
+    "Change",
+    "HeadState",
+    "new_nonce",
+    "shard_of",
+]
 
 PUBLISH_LIMIT = 1000
 """A commit with more changes than this invalidates caches instead of filling them: a bulk load should not push out what
@@ -22,6 +35,14 @@ is in use. Its changes need no packed rows."""
 
 SHARD = 0
 """The one shard of SQLite, whose writers share one lock anyway."""
+
+# Advisory locks of a server: any numbers will do that nobody else takes.
+UPGRADE_LOCK = 7883953330219640933
+"""Of one upgrade at a time."""
+HEADS_LOCK = 7883953330219640934
+"""Taken first by whoever locks more than one head, as the triggers of plain SQL do: no two wait for each other."""
+COPY_LOCK = 7883953330219640935
+"""Held by a copy into a database for as long as it runs."""
 
 HEAD = Table(
     "head",

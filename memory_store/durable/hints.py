@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
+
+import asyncpg
 
 from memory_store.durable.dialects.postgresql import Connection
 from memory_store.durable.lane import Lane
@@ -64,24 +67,21 @@ class Hints:
             self._listening = self._loop.create_task(self._listen(), name="memory_store hints")
 
     async def _listen(self) -> None:
-        driver_errors = _driver_errors()
         while True:
-            try:
-                connection = await self._connect()
-            except MemoryStoreError:
-                await asyncio.sleep(_RETRY_S)
-                continue
-            gone = asyncio.Event()
-            end = gone.set
-            try:
-                connection.driver.add_termination_listener(lambda _, end=end: end())
-                await connection.driver.add_listener(_CHANNEL, self._take)
-                await gone.wait()
-            except driver_errors:
-                pass
-            finally:
-                connection.close()
+            # Whatever broke costs a hint; the next try is soon enough.
+            with suppress(MemoryStoreError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await self._hear(await self._connect())
             await asyncio.sleep(_RETRY_S)
+
+    async def _hear(self, connection: Connection) -> None:
+        """Take hints until the connection breaks."""
+        gone = asyncio.Event()
+        try:
+            connection.driver.add_termination_listener(lambda _: gone.set())
+            await connection.driver.add_listener(_CHANNEL, self._take)
+            await gone.wait()
+        finally:
+            connection.close()
 
     def _take(self, _connection: Any, _pid: int, _channel: str, said: str) -> None:
         assert self._hinted is not None
@@ -97,9 +97,3 @@ class Hints:
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.wait({self._listening})
-
-
-def _driver_errors() -> tuple[type[Exception], ...]:
-    import asyncpg
-
-    return (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)

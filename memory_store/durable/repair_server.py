@@ -11,6 +11,7 @@ import uuid
 from memory_store.durable import schema
 from memory_store.durable.agreement import MISPLACED
 from memory_store.durable.catalogue import head_count
+from memory_store.durable.changes import HEADS_LOCK
 from memory_store.durable.commits import rollback
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import ConnectionLostError
@@ -22,9 +23,6 @@ from memory_store.durable.verify import SERVER_CHECKS, check_database, require_w
 from memory_store.errors import ConstraintError, DurableUnavailableError
 
 __all__ = ["repair_server"]
-
-HEADS_LOCK = 7883953330219640934
-"""Advisory lock of whoever locks more than one head, as the migrations' triggers do."""
 
 
 def repair_server(

@@ -80,7 +80,9 @@ def current_revision(target: Target | ServerTarget) -> str | None:
         DurableUnavailableError: it is not a database, or cannot be read.
     """
     if isinstance(target, ServerTarget):
-        return asyncio.run(_server_revision(target))
+        from memory_store.durable.visiting import visit
+
+        return asyncio.run(visit(target, 30.0, read_revision))
     path = target.path
     if not Path(path).exists() or Path(path).stat().st_size == 0:
         return None
@@ -213,13 +215,6 @@ def _upgrade_server(target: ServerTarget, heads: int) -> tuple[str | None, str]:
         check(found, target)
     _run_alembic(target, heads)
     return found, HEAD_REVISION
-
-
-async def _server_revision(target: ServerTarget) -> str | None:
-    from memory_store.durable.dialects.postgresql import connected
-
-    async with connected(target.dsn) as connection:
-        return await connection.runner.call(read_revision, connection)
 
 
 def history(found: str | None) -> list[Revision]:

@@ -17,6 +17,7 @@ from memory_store.durable.findings import Watcher
 from memory_store.durable.verify import opened_to_read
 from memory_store.durable.visiting import visit
 from memory_store.errors import DurableUnavailableError
+from memory_store.waiting import wait_out
 
 __all__ = ["Progress", "in_thread", "over", "run_watched"]
 
@@ -72,11 +73,7 @@ async def run_watched(
         watcher.stop()
         if cancel:
             running.cancel()
-        while not running.done():
-            try:
-                await asyncio.wait({running})
-            except asyncio.CancelledError:
-                continue
+        await wait_out(running)
         if not running.cancelled():
             running.exception()  # looked at: it ended because it was told to
         raise

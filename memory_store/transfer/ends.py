@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from memory_store.config import Settings
 from memory_store.durable import schema
+from memory_store.durable.changes import COPY_LOCK, HEADS_LOCK
 from memory_store.durable.checkpoint import Checkpointer
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import translate
@@ -28,15 +29,11 @@ from memory_store.durable.lock import FileLock
 from memory_store.durable.runner import settle
 from memory_store.durable.streams import STREAMS
 from memory_store.errors import ConfigurationError, MemoryStoreError
+from memory_store.waiting import wait_out
 
 __all__ = ["End", "in_thread", "opened_source", "opened_target"]
 
 T = TypeVar("T")
-
-# Held by a copy, in a transaction of the target, for as long as it runs.
-_COPY_LOCK = 7883953330219640935
-_HEADS_LOCK = 7883953330219640934
-"""Whoever locks more than one head takes this first; see `migrations/env.py`."""
 
 
 class End(Protocol):
@@ -129,8 +126,11 @@ class _FileEnd:
     async def close(self) -> None:
         """Close the connection when what runs has ended; what it had begun is undone."""
         closing = asyncio.get_running_loop().run_in_executor(self._thread, self._close)
-        await _to_the_end(closing)
+        cancelled = await wait_out(closing)
         self._thread.shutdown(wait=False)
+        if cancelled:
+            raise asyncio.CancelledError
+        closing.result()
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -159,7 +159,7 @@ class _ServerEnd:
     def begin(self, connection: Connection, *, all_heads: bool, durable: bool) -> None:
         connection.execute("BEGIN IMMEDIATE")
         if all_heads:
-            connection.execute(f"SELECT pg_advisory_xact_lock({_HEADS_LOCK})")
+            connection.execute(f"SELECT pg_advisory_xact_lock({HEADS_LOCK})")
         # The head before the tables, as everyone locks them. The settings are for this transaction only: behind a
         # pooler the session is also others'.
         wanted = "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' END" if durable else "'off'"
@@ -186,7 +186,9 @@ class _ServerEnd:
         try:
             if running is not None and not running.done():
                 connection.driver.terminate()
-                await _to_the_end(running)
+                if await wait_out(running):
+                    raise asyncio.CancelledError
+                running.result()
             elif not connection.driver.is_closed():
                 await connection.driver.close(timeout=1)
         except (OSError, TimeoutError, MemoryStoreError):
@@ -257,7 +259,7 @@ async def _server_alone(target: ServerTarget, settings: Settings) -> AsyncIterat
 
         def lock(connection: Connection) -> bool:
             connection.execute("BEGIN IMMEDIATE")
-            return bool(connection.execute(f"SELECT pg_try_advisory_xact_lock({_COPY_LOCK})").fetchone()[0])
+            return bool(connection.execute(f"SELECT pg_try_advisory_xact_lock({COPY_LOCK})").fetchone()[0])
 
         if not await guard.run(lock):
             raise _busy(target)
@@ -290,20 +292,6 @@ async def _connected(target: ServerTarget, settings: Settings) -> _ServerEnd:
 async def in_thread(function: Callable[[], T]) -> T:
     """Run a function in a thread and return its result; a cancelled caller waits for its end, since it goes on."""
     running = asyncio.ensure_future(asyncio.to_thread(function))
-    await _to_the_end(running)
-    return await running
-
-
-async def _to_the_end(work: asyncio.Future[Any]) -> None:
-    """Wait for work however often the waiting is cancelled, and then be cancelled."""
-    cancelled: asyncio.CancelledError | None = None
-    while not work.done():
-        try:
-            await asyncio.wait({work})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        if not work.cancelled():
-            work.exception()  # looked at: nobody asks any more
-        raise cancelled
-    work.result()
+    if await wait_out(running):
+        raise asyncio.CancelledError
+    return running.result()

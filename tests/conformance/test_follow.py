@@ -309,3 +309,13 @@ async def test_a_store_that_is_not_open_cannot_be_followed(url: str) -> None:
         store.follow()
     with pytest.raises(StoreClosedError):
         await anext(feed)
+
+
+async def test_a_feed_of_all_that_is_closed_follows_nothing_any_more(store: MemoryStore) -> None:
+    every = store.follow_all()
+    await store.episodes.put(make_episode())
+    await store.namespace("other").episodes.put(make_episode())
+    await take(every, 1)
+    assert store.stats().feeds == len(store._shards or ())
+    await every.aclose()  # type: ignore[attr-defined]
+    assert store.stats().feeds == 0

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -38,7 +37,7 @@ from memory_store.errors import (
 )
 from memory_store.records import RECORDS
 
-__all__ = ["Connection", "connect", "connected", "translate"]
+__all__ = ["Connection", "connect", "translate"]
 
 T = TypeVar("T")
 
@@ -253,16 +252,6 @@ def _keep_alive(driver: Any) -> None:
         for name, value in _KEEP_ALIVE.items():
             if hasattr(socket, name):
                 wire.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-@asynccontextmanager
-async def connected(dsn: str, timeout_s: float = 30.0) -> AsyncIterator[Connection]:
-    """Have a connection of one's own, for administration."""
-    connection = Connection(await connect(dsn, timeout_s, {}))
-    try:
-        yield connection
-    finally:
-        connection.close()
 
 
 # PostgreSQL's text cannot hold NUL: it is written as SUB "0", and SUB itself as SUB "1". No JSON text holds SUB.
