@@ -28,6 +28,7 @@ from memory_store.errors import (
     StoreClosedError,
 )
 from memory_store.feed import LoggedChange
+from memory_store.namespace import Namespace, Transaction
 from memory_store.records import (
     Embedding,
     Episode,
@@ -38,7 +39,8 @@ from memory_store.records import (
     Step,
     TaskType,
 )
-from memory_store.store import MemoryStore, Namespace, StoreStats, Transaction
+from memory_store.statistics import StoreStats
+from memory_store.store import MemoryStore
 
 __version__ = "0.1.0"
 

@@ -38,6 +38,7 @@ class TieredAccess:
         self.namespace, self.limits, self.shelf = namespace, limits, shelf
         self.dialect = dialect()
         self.asks_head_of: int | None = None
+        self.shards: Shards | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.unusable = "the store is not open: use `async with MemoryStore(...)` or `await store.open()`"
         """Why it cannot be used, where that is so."""
@@ -47,9 +48,14 @@ class TieredAccess:
         """Whether it can be used, on the right loop."""
         return self._loop is not None
 
+    @property
+    def position(self) -> int:
+        """Position of the newest commit seen, also after it was closed; 0 before it was open."""
+        return 0 if self.shards is None else self.coherence.head.position
+
     def attach(self, shards: Shards, shard: Shard | None = None) -> None:
         """Start to be usable, on the shards' loop; `shard` is that of the namespace unless another one is given."""
-        self.durable, self.dialect = shards.durable, shards.durable.dialect
+        self.shards, self.durable, self.dialect = shards, shards.durable, shards.durable.dialect
         if shard is None:
             shard = shards.of(self.namespace)
             for kind in self.shelf.counters:
@@ -139,11 +145,18 @@ class TieredAccess:
         await self.coherence.catch_up(at_least)  # what is read from the cache after this is no older than these rows
         return rows
 
-    def write(self, operation: Operation) -> asyncio.Future[Written]:
-        """Commit a write with whatever else is waiting, and publish it to the cache."""
-        self.require_writable()
-        self.shard.writes += 1
-        return self.shard.writer.submit(operation)
+    def write(self, operation: Operation, shard: Shard | None = None) -> asyncio.Future[Written]:
+        """Commit a write with whatever else is waiting, and publish it to the cache.
+
+        Args:
+            operation: the write.
+            shard: that of its namespace, where this is not the namespace's own access.
+        """
+        shard = shard or self.shard
+        self.require_usable()
+        shard.require_no_transaction()
+        shard.writes += 1
+        return shard.writer.submit(operation)
 
     def require_writable(self) -> None:
         """Check that a write from here can come to an end.

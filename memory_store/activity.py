@@ -18,7 +18,7 @@ from memory_store.durable.engine import Target
 from memory_store.durable.examine import cache_folder
 from memory_store.durable.findings import is_server
 from memory_store.durable.server_state import ServerUse, read_use
-from memory_store.store import Namespace
+from memory_store.namespace import Namespace
 
 __all__ = ["Activity", "Watch"]
 
@@ -64,7 +64,7 @@ class Watch:
     """
 
     def __init__(self, store: Namespace) -> None:
-        self._access = store._store._access
+        self._access = store._access
         target = self._access.durable.target
         folder = cache_folder(target, resolve_settings(target.parameters, {}))
         self._files = [target.path, target.path + "-wal"] if isinstance(target, Target) else []

@@ -24,8 +24,8 @@ from memory_store.durable.verify import SERVER_CHECKS, check_database, opened_to
 from memory_store.durable.visiting import visit
 from memory_store.durable.vitals import examine_server, examine_store
 from memory_store.errors import CacheError, MemoryStoreError, SchemaMismatchError
+from memory_store.namespace import Namespace
 from memory_store.records import RECORDS
-from memory_store.store import Namespace
 
 __all__ = ["Finding", "SavedCache", "StoreContents", "diagnose", "saved_cache", "stats"]
 
@@ -55,7 +55,7 @@ class StoreContents:
 
 async def stats(store: Namespace) -> StoreContents:
     """Count what an open store holds, in all its namespaces."""
-    access = store._store._access
+    access = store._access
     access.require_usable()
     target, scan = access.durable.target, access.durable.scan
     contents = await scan.run(read_contents)
@@ -89,7 +89,7 @@ class SavedCache:
 
 async def saved_cache(store: Namespace) -> SavedCache:
     """Read the saved cache of an open store from end to end, and say whether the next start would use it."""
-    access = store._store._access
+    access = store._access
     access.require_usable()
     target = access.durable.target
     settings = resolve_settings(target.parameters, {})

@@ -1,4 +1,4 @@
-"""`MemoryStore`: opening, closing, namespaces, transactions, statistics."""
+"""`MemoryStore`: opening, closing, namespaces, statistics."""
 
 from __future__ import annotations
 
@@ -7,148 +7,31 @@ import os
 import warnings
 import weakref
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from sqlalchemy import URL
 
 from memory_store.access import TieredAccess
 from memory_store.cache.keeper import CacheKeeper, CacheStatus, version_key
 from memory_store.cache.shard import Shards
+from memory_store.cache.shared import Link
 from memory_store.cache.shelf import Shelf
 from memory_store.cache.watch import HeadWatch
-from memory_store.collection import Access, Collection, Parts
-from memory_store.config import Settings, check_namespace, resolve_settings
+from memory_store.config import Settings, resolve_settings
 from memory_store.durable.engine import parse_url
 from memory_store.durable.examine import cache_folder
 from memory_store.durable.log import CommitToken
 from memory_store.durable.tier import Durable, durable_tier
 from memory_store.errors import ConfigurationError, PositionLostError
 from memory_store.feed import LoggedChange, follow, follow_shards
-from memory_store.records import RECORDS, Embedding, Episode, Pattern, SpatiotemporalEntry, Step
+from memory_store.namespace import Namespace
+from memory_store.records import RECORDS
 from memory_store.statistics import METRICS, StoreStats, collect
-from memory_store.telemetry import Telemetry, spanned
-from memory_store.transaction import UnitOfWork
+from memory_store.telemetry import Telemetry
 from memory_store.waiting import wait_out
 
-if TYPE_CHECKING:
-    from memory_store.cache.redis import RedisLink
-
-__all__ = ["Cache", "MemoryStore", "Namespace", "StoreStats", "Transaction"]
-
-
-class Collections:
-    """The kinds of one namespace, each as a collection."""
-
-    episodes: Collection[Episode]
-    steps: Parts[Step]
-    patterns: Collection[Pattern]
-    embeddings: Parts[Embedding]
-    spatiotemporal: Parts[SpatiotemporalEntry]
-
-    def __init__(self, namespace: str, shelf: Shelf, access: Access) -> None:
-        self.name = namespace
-        made: dict[str, Any] = {}
-        for kind, spec in RECORDS.items():
-            make: type[Collection[Any]] = Parts if spec.parent else Collection
-            made[kind] = make(spec, namespace, shelf.space(kind, namespace), access)
-        self._by_kind = made
-        self.episodes, self.steps, self.patterns = made["episode"], made["step"], made["pattern"]
-        self.embeddings, self.spatiotemporal = made["embedding"], made["spatiotemporal"]
-
-    def collection(self, kind: str) -> Collection[Any]:
-        """Return the collection of a kind by its name.
-
-        Raises:
-            ConfigurationError: there is no such kind.
-        """
-        if kind not in self._by_kind:
-            raise ConfigurationError(f"unknown kind {kind!r:.80}; known: {', '.join(self._by_kind)}")
-        found: Collection[Any] = self._by_kind[kind]
-        return found
-
-
-class Transaction(Collections):
-    """The collections inside one transaction: their writes are made together or not at all, their reads see them."""
-
-    def __init__(self, namespace: str, shelf: Shelf, work: UnitOfWork) -> None:
-        super().__init__(namespace, shelf, work)
-        self._work = work
-
-    @property
-    def position(self) -> int | None:
-        """Position of the commit, once the block has ended and if it changed anything; see `Record.position`."""
-        return self._work.position or None
-
-
-class Namespace(Collections):
-    """One namespace of a store; it shares the store's connections, cache and life."""
-
-    def __init__(self, store: MemoryStore, namespace: str) -> None:
-        self._access = TieredAccess(check_namespace(namespace), store._settings.limits, store._shelf)
-        super().__init__(namespace, store._shelf, self._access)
-        self._store = store
-        if store._shards is not None:
-            self._access.attach(store._shards)
-            if not store._access.is_open:
-                self._access.detach(store._access.unusable)
-
-    @property
-    def position(self) -> int:
-        """Position of the newest commit this process has seen, its own included; see `Record.position`."""
-        return 0 if self._store._shards is None else self._access.coherence.head.position
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
-        """Make several writes one commit: `async with store.transaction() as tx: await tx.episodes.put(...)`.
-
-        It commits at the end of the block and rolls back on any exception or cancellation. The cache sees it after the
-        commit. While it is open no other write of any process goes on (on a server: to namespaces of the same head), so
-        keep model calls out of it; after `transaction_timeout_s` it is rolled back. Reading the store itself inside the
-        block sees what was before.
-
-        Raises:
-            DurableTimeoutError: the database stayed locked, or the block took too long; nothing was written.
-            CommitUnknownError: nobody can say whether it was committed.
-            ConfigurationError: this task has a transaction open already.
-        """
-        store, access = self._store, self._access
-        access.require_writable()
-        settings, shard = store._settings, access.shard
-        with spanned(store._telemetry, "memory_store.transaction") as span:
-            exclusive = await shard.writer.exclusive()
-            work = UnitOfWork(exclusive, access.dialect, settings.limits, settings.transaction_timeout_s)
-            await work.begin()
-            shard.transaction_task = asyncio.current_task()
-            try:
-                try:
-                    yield Transaction(self.name, store._shelf, work)
-                finally:
-                    shard.transaction_task = None
-            except BaseException:
-                await work.roll_back()
-                raise
-            await work.commit()
-            span.set(position=work.position)
-
-    def follow(self, *, after: str = "end") -> AsyncIterator[LoggedChange]:
-        """Yield every change of this namespace, in order, at least once: `async for change in store.follow(): ...`.
-
-        It never ends by itself. What is derived from it stays true through crashes if `change.cursor` is kept with it
-        and given back as `after`. Changes of this process come at once, those of others within `staleness_s`. A read
-        after a change sees it.
-
-        Args:
-            after: "end" for what is changed from now on, "start" for all the log holds, or a `cursor`.
-
-        Raises:
-            PositionLostError: the log does not lead on from the cursor (it was trimmed, or a backup was restored):
-                start again from nothing.
-            ConfigurationError: `after` is none of these.
-            StoreClosedError: the store was closed.
-        """
-        return follow(self._access, after, self.name)
+__all__ = ["Cache", "MemoryStore"]
 
 
 class Cache:
@@ -204,23 +87,21 @@ class MemoryStore(Namespace):
 
     def __init__(self, url: str | URL, *, namespace: str = "default", **settings: Any) -> None:
         self._target = parse_url(url)
-        self._settings: Settings = resolve_settings(self._target.parameters, settings)
-        unknown = sorted(set(self._settings.ttl_s) - set(RECORDS))
+        resolved = resolve_settings(self._target.parameters, settings)
+        unknown = sorted(set(resolved.ttl_s) - set(RECORDS))
         if unknown:
             raise ConfigurationError(f"ttl_s names unknown kind {unknown[0]!r}; known: {', '.join(RECORDS)}")
-        self._shelf = Shelf(int(self._settings.cache_max_bytes), self._settings.ttl_s)
         self._shards: Shards | None = None
         self._watch: HeadWatch | None = None
         self._to_shards: list[TieredAccess] = []
         system = self._target.url.get_backend_name()
-        self._telemetry = Telemetry(self._target.name, system) if self._settings.telemetry else None
+        telemetry = Telemetry(self._target.name, system) if resolved.telemetry else None
         self._keeper: CacheKeeper | None = None
         self._durable: Durable | None = None
-        self._link: RedisLink | None = None
         self._closing: asyncio.Task[None] | None = None
         self._namespaces: dict[str, Namespace] = {}
         self.cache = Cache(self)
-        super().__init__(self, namespace)
+        super().__init__(namespace, resolved, Shelf(int(resolved.cache_max_bytes), resolved.ttl_s), telemetry)
 
     async def open(self) -> Self:
         """Open the database, creating or upgrading it as the settings say; the cache loads in the background.
@@ -246,7 +127,7 @@ class MemoryStore(Namespace):
         return self
 
     async def _open(self, durable: Durable) -> None:
-        link = self._shared_cache()
+        link = _shared_cache(self._settings)
         try:
             await durable.open()
         except BaseException:
@@ -272,17 +153,6 @@ class MemoryStore(Namespace):
             own = self._access.shard.number
             self._telemetry.observe(METRICS, lambda: collect(shards, own))
         _OPEN_STORES.add(self)
-
-    def _shared_cache(self) -> RedisLink | None:
-        """Begin to connect to the shared cache level, if there is one."""
-        if self._settings.shared_cache is None:
-            return None
-        from memory_store.cache.redis import RedisLink
-
-        key = version_key(self._settings.cache_version)
-        self._link = RedisLink(self._settings.shared_cache, self._settings.shared_cache_timeout_s, key)
-        self._link.start()
-        return self._link
 
     async def close(self) -> None:
         """Finish what is queued, save the cache and close every connection. Safe to call twice or when never opened.
@@ -314,9 +184,8 @@ class MemoryStore(Namespace):
             if self._keeper is not None:
                 await self._keeper.close()
         finally:
-            if self._link is not None and self._shards is not None:
+            if self._shards is not None:
                 await self._shards.close_shared()
-                await self._link.close()
             await durable.close()
 
     def _detach(self, reason: str) -> None:
@@ -352,7 +221,11 @@ class MemoryStore(Namespace):
         """
         found = self._namespaces.get(name) if isinstance(name, str) else None
         if found is None:
-            found = self._namespaces[name] = Namespace(self, name)
+            found = self._namespaces[name] = Namespace(name, self._settings, self._shelf, self._telemetry)
+            if self._shards is not None:
+                found._access.attach(self._shards)
+                if not self._access.is_open:
+                    found._access.detach(self._access.unusable)
         return found
 
     def follow_all(self, *, after: str = "end") -> AsyncIterator[LoggedChange]:
@@ -400,6 +273,17 @@ class MemoryStore(Namespace):
         self._access.require_usable()
         assert self._shards is not None
         return collect(self._shards, self._access.shard.number)
+
+
+def _shared_cache(settings: Settings) -> Link | None:
+    """Begin to connect to the shared cache level, if there is one."""
+    if settings.shared_cache is None:
+        return None
+    from memory_store.cache.redis import RedisLink
+
+    link = RedisLink(settings.shared_cache, settings.shared_cache_timeout_s, version_key(settings.cache_version))
+    link.start()
+    return link
 
 
 _OPEN_STORES: weakref.WeakSet[MemoryStore] = weakref.WeakSet()

@@ -18,15 +18,16 @@ from memory_store.cache.entries import Space
 from memory_store.clock import now_us
 from memory_store.codec import Row
 from memory_store.config import Freshness, Limits, check_freshness
+from memory_store.durable.batches import run_in_savepoint
 from memory_store.durable.commits import rollback
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import translate
-from memory_store.durable.lane import Lane
+from memory_store.durable.lane import Pinned
 from memory_store.durable.log import Commit, CommitToken
 from memory_store.durable.operations import Context, Operation
 from memory_store.durable.query import Query
 from memory_store.durable.reader import Key, read_by_id, read_keys
-from memory_store.durable.writer import Exclusive, Written, run_in_savepoint
+from memory_store.durable.writer import Exclusive, Written
 from memory_store.errors import (
     CommitUnknownError,
     ConfigurationError,
@@ -60,7 +61,7 @@ class UnitOfWork:
         self._watch: asyncio.TimerHandle | None = None
 
     @property
-    def lane(self) -> Lane:
+    def lane(self) -> Pinned:
         """The lane its reads and writes run on."""
         return self._exclusive.lane
 

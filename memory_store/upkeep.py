@@ -30,7 +30,7 @@ from memory_store.durable.replacement import restore_backup
 from memory_store.durable.verify import CHECKS, SERVER_CHECKS, check_database, opened_to_read, require_whole_view
 from memory_store.durable.working import Progress, in_thread, over, run_watched
 from memory_store.errors import ConfigurationError, DurableError
-from memory_store.store import Namespace
+from memory_store.namespace import Namespace
 
 __all__ = [
     "BackupReport",
@@ -165,7 +165,11 @@ async def backup(
         StorageFullError: there is no room for the copy.
     """
     began = time.monotonic()
-    target = _embedded(source._store._target) if isinstance(source, Namespace) else _file(source)
+    if isinstance(source, Namespace):
+        source._access.require_usable()
+        target = _embedded(source._access.durable.target)
+    else:
+        target = _file(source)
     name = os.fspath(path)
 
     def copy(connection: sqlite3.Connection, watcher: Watcher) -> BackupReport:
@@ -181,14 +185,9 @@ async def backup(
         with opened_to_read(target.path, _settings(target).timeout_s) as connection:
             return copy(connection, watcher)
 
-    if isinstance(source, Namespace):
-        access = source._store._access
-        access.require_usable()
-        if target.memory:  # only the store's own connections reach it
-            lane = access.durable.scan
-            return await run_watched(
-                lambda watcher: lane.run(lambda connection: copy(connection, watcher)), on_progress
-            )
+    if isinstance(source, Namespace) and target.memory:  # only the store's own connections reach it
+        lane = source._access.durable.scan
+        return await run_watched(lambda watcher: lane.run(lambda connection: copy(connection, watcher)), on_progress)
     return await in_thread(copy_file, on_progress)
 
 

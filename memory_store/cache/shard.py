@@ -123,6 +123,8 @@ class Shards(list[Shard]):
         """End the traffic with the shared level, before the database is closed, which has to answer instead."""
         closing = [shard.through.shared.close() for shard in self if shard.through.shared is not None]
         await asyncio.gather(*closing)
+        if self.link is not None:
+            await self.link.close()
 
     def know(self, heads: Sequence[HeadState]) -> bool:
         """Return whether each of these commits, one a shard, was applied here lately."""

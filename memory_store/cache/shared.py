@@ -178,6 +178,14 @@ class Link(Protocol):
         """
         ...
 
+    async def wait(self) -> None:
+        """Wait until it has answered or failed for the first time."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
+
 
 class SharedFlight(Protocol):
     """A read under way for a key."""

@@ -13,8 +13,8 @@ from memory_store.collection import Parts
 from memory_store.durable.engine import ServerTarget, parse_url
 from memory_store.errors import ConfigurationError
 from memory_store.filters import parse_filter, parse_order_by
+from memory_store.namespace import Namespace
 from memory_store.records import PARTS, RECORDS, Record, RecordSpec
-from memory_store.store import Namespace
 from memory_store.transfer import to_json
 
 __all__ = ["list_records", "show_record", "show_stats"]

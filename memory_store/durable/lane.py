@@ -19,13 +19,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from memory_store.durable.dialects.sqlite import translate
 
-__all__ = ["Lane", "ThreadLane"]
+__all__ = ["Lane", "Pinned", "ThreadLane"]
 
 T = TypeVar("T")
 
 
-class Lane(Protocol):
-    """Runs functions over a connection."""
+class Pinned(Protocol):
+    """Runs functions one after another on the same connection, until `unpin`."""
 
     settles: bool
     """Whether an unknown outcome can be found out at once, on another connection."""
@@ -37,10 +37,6 @@ class Lane(Protocol):
         """
         ...
 
-    def post(self, function: Callable[[Any], T], done: Callable[[T | None, BaseException | None], None]) -> None:
-        """Queue `function(connection)`; `done(result, error)` is called on the event loop, errors translated."""
-        ...
-
     async def run(self, function: Callable[[Any], T]) -> T:
         """Run `function(connection)` and return its result, errors translated.
 
@@ -48,12 +44,31 @@ class Lane(Protocol):
         """
         ...
 
-    def pinned(self) -> Lane:
-        """Return a lane whose functions run one after another on the same connection, until `unpin`."""
-        ...
-
     def unpin(self) -> None:
         """Give the connection back; what is queued still runs."""
+        ...
+
+
+class Lane(Protocol):
+    """Runs functions over a connection, whichever is free."""
+
+    settles: bool
+    """As `Pinned.settles`."""
+
+    def submit(self, function: Callable[[Any], T]) -> asyncio.Future[T]:
+        """Queue `function(connection)` and return its future; see `Pinned.submit`."""
+        ...
+
+    def post(self, function: Callable[[Any], T], done: Callable[[T | None, BaseException | None], None]) -> None:
+        """Queue `function(connection)`; `done(result, error)` is called on the event loop, errors translated."""
+        ...
+
+    async def run(self, function: Callable[[Any], T]) -> T:
+        """Run `function(connection)` and return its result; see `Pinned.run`."""
+        ...
+
+    def pinned(self) -> Pinned:
+        """Return a way to one connection, for a transaction."""
         ...
 
 

@@ -21,7 +21,8 @@ from memory_store.durable.engine import ServerTarget, parse_url
 from memory_store.durable.hints import Hints
 from memory_store.durable.lane import Lane
 from memory_store.durable.log import Listener, read_heads
-from memory_store.durable.pool import Pool, PoolLane
+from memory_store.durable.pool import Pool
+from memory_store.durable.pool_lanes import PoolLane
 from memory_store.durable.probe import Probe
 from memory_store.durable.reader import Reader
 from memory_store.durable.statements import server_dialect

@@ -1,9 +1,7 @@
 """Group commit: concurrent writes share one transaction and one sync.
 
 No write waits for company. An idle writer commits at once; what arrives while a commit runs forms the next batch. A
-batch runs as one call on the connection's thread. Only when the database refuses something halfway is it run again with
-a savepoint round each write, so that the failing one fails alone (a savepoint a write measured +31 %, and nearly no
-batch fails).
+batch runs as one call (see `batches`), on a connection's own thread or over a server's connection.
 
 Cancelling a caller before its batch starts takes the write out; after that the batch runs to its end, and what it
 committed is published, so a cancelled caller never leaves a stale cache or an open transaction.
@@ -13,27 +11,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from itertools import groupby
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
-from memory_store.clock import now_us
 from memory_store.distribution import Distribution
-from memory_store.durable.changes import HeadState, new_nonce
-from memory_store.durable.commits import LogWriter, rollback, unknown_commit
+from memory_store.durable.batches import Applied, InDoubtError, run_batch
+from memory_store.durable.changes import HeadState
+from memory_store.durable.commits import LogWriter
 from memory_store.durable.connection import Connection
-from memory_store.durable.dialects import ConnectionLostError, is_refusal, translate
 from memory_store.durable.lane import Lane
 from memory_store.durable.log import Commit, CommitToken, Listener
-from memory_store.durable.operations import Ask, Collision, Context, Operation, Put, PutTogether, Work
+from memory_store.durable.operations import Operation
 from memory_store.durable.outcomes import Resolve
-from memory_store.errors import CommitUnknownError, ConstraintError, DurableUnavailableError, RecordError
+from memory_store.errors import CommitUnknownError, DurableUnavailableError
 from memory_store.telemetry import Span, Telemetry
 
-__all__ = ["Applied", "Exclusive", "Guard", "Writer", "Written"]
+__all__ = ["Exclusive", "Guard", "Writer", "Written"]
 
 # Rows a batch may have before the rest waits for the next one: it bounds how long one sync keeps others waiting.
 _BATCH_ROWS = 512
@@ -67,27 +62,12 @@ class Written(NamedTuple):
     position: int
 
 
-class Applied(NamedTuple):
-    """How a batch went: its commit, and for each operation its result or its error."""
-
-    commit: Commit
-    outcomes: list[Any]
-
-
-class InDoubtError(Exception):
-    """A batch that may have been committed, on its way from the lane to `Writer`; callers are told `unknown`."""
-
-    def __init__(self, unknown: CommitUnknownError, outcomes: list[Any]) -> None:
-        super().__init__(str(unknown))
-        self.unknown, self.outcomes = unknown, outcomes
-
-
 class Exclusive:
     """The writer's lane in the hands of one transaction; nothing else writes until `release` is called."""
 
     def __init__(self, writer: Writer) -> None:
-        self._held: Writer | None = writer
         self.writer = writer
+        self._released = False
         self.lane, self.guard, self.log = writer.lane.pinned(), writer.guard, writer.log
         self.known = writer.listener.head
 
@@ -101,10 +81,10 @@ class Exclusive:
 
     def release(self) -> None:
         """Let the other writers go on; safe to call twice."""
-        writer, self._held = self._held, None
-        if writer is not None:
+        if not self._released:
+            self._released = True
             self.lane.unpin()
-            writer.lane_is_free()
+            self.writer.lane_is_free()
 
 
 class Writer:
@@ -307,120 +287,3 @@ class Writer:
             self.listener.publish(commit)
         elif commit.before is not None:
             self.listener.deliver(commit.before)
-
-
-def run_batch(connection: Connection, operations: Sequence[Operation], log: LogWriter, known: HeadState) -> Applied:
-    """Run operations in one transaction. The caller holds the guard.
-
-    Simple puts are first tried as inserts made together, then one by one, then each in a savepoint: every step is
-    slower and takes more. Nearly every batch ends with the first.
-    """
-    at_once = _insert_at_once(connection, operations, log, known)
-    if at_once is not None:
-        return at_once
-    for run_all in (_run_together, _run_bare, _run_in_savepoints):
-        opened = log.begin(connection, known)
-        context = Context(now_us(), [], opened.head.position + 1)
-        try:
-            outcomes = run_all(connection, operations, context)
-        except Collision:
-            rollback(connection)
-        except BaseException as error:
-            rollback(connection)
-            if run_all is _run_in_savepoints or not is_refusal(error):
-                raise
-        else:
-            try:
-                return Applied(log.commit(connection, context, opened), outcomes)
-            except CommitUnknownError as error:
-                raise InDoubtError(error, outcomes) from error
-    raise AssertionError("unreachable: the last run returns or raises")
-
-
-def _insert_at_once(
-    connection: Connection, operations: Sequence[Operation], log: LogWriter, known: HeadState
-) -> Applied | None:
-    """Commit simple puts of one kind in one statement, where the database can and nothing is in the way; else None."""
-    insert = getattr(connection, "insert_and_commit", None)
-    if insert is None or len({_simple_kind(operation) for operation in operations}) != 1:
-        return None
-    kind = _simple_kind(operations[0])
-    if kind is None:
-        return None
-    context = Context(now_us(), [], known.position + 1)
-    puts = cast("Sequence[Put]", operations)
-    together = PutTogether(puts)
-    rows = together.stamped(context)
-    together.note(rows, context)
-    nonce = new_nonce()
-    made = Applied(Commit(known.position + 1, nonce, context.changes, known), [[row] for row in rows])
-    values = [(put.namespace, *row) for put, row in zip(puts, rows, strict=True)]
-    try:
-        return made if insert(kind, values, known, nonce, log.actor, context.now_us) else None
-    except ConstraintError:
-        return None
-    except ConnectionLostError as error:
-        token = CommitToken(known.store_id, known.position + 1, nonce, known.shard)
-        raise InDoubtError(unknown_commit(error, token), made.outcomes) from error
-
-
-def _run_together(connection: Connection, operations: Sequence[Operation], context: Context) -> list[Any]:
-    outcomes: list[Any] = []
-    for simple, run in groupby(operations, key=_simple_kind):
-        together = list(run)
-        if simple is None or len(together) == 1:
-            outcomes += [_run_one(connection, operation, context) for operation in together]
-        else:
-            outcomes += drive(connection, PutTogether(cast("list[Put]", together)).run(context))
-    return outcomes
-
-
-def _simple_kind(operation: Operation) -> str | None:
-    return operation.spec.kind if isinstance(operation, Put) and operation.is_simple else None
-
-
-def _run_bare(connection: Connection, operations: Sequence[Operation], context: Context) -> list[Any]:
-    return [_run_one(connection, operation, context) for operation in operations]
-
-
-def _run_in_savepoints(connection: Connection, operations: Sequence[Operation], context: Context) -> list[Any]:
-    return [run_in_savepoint(connection, operation, context) for operation in operations]
-
-
-def _run_one(connection: Connection, operation: Operation, context: Context) -> Any:
-    """Run one operation; what it refuses is its outcome, what the database refuses is raised."""
-    try:
-        return drive(connection, operation.run(context))
-    except RecordError as error:
-        return error
-
-
-def run_in_savepoint(connection: Connection, operation: Operation, context: Context) -> Any:
-    """Run one operation; whatever is wrong with it is its outcome, and nothing of it stays."""
-    noted = len(context.changes)
-    connection.execute("SAVEPOINT one")
-    try:
-        outcome = drive(connection, operation.run(context))
-    except RecordError as error:
-        outcome = error
-    except Exception as error:
-        if not is_refusal(error):
-            raise
-        del context.changes[noted:]
-        connection.execute("ROLLBACK TO one")
-        outcome = translate(error)
-    connection.execute("RELEASE one")
-    return outcome
-
-
-def drive(connection: Connection, work: Work) -> Any:
-    """Run an operation's statements on the connection and return the operation's result."""
-    rows: Any = None  # a generator is started with None
-    try:
-        while True:
-            ask: Ask = work.send(rows)
-            run = connection.executemany if ask.many else connection.execute
-            cursor = run(ask.sql, ask.parameters)
-            rows = cursor.fetchall() if cursor.description else [()] * cursor.rowcount
-    except StopIteration as stop:
-        return stop.value

@@ -26,9 +26,9 @@ from memory_store.codec import CODECS, Row
 from memory_store.config import Limits
 from memory_store.durable.scans import Portion, count_rows, list_namespaces, read_portion
 from memory_store.errors import ConfigurationError
+from memory_store.namespace import Namespace
 from memory_store.records import PARTS, RECORDS, Record, RecordSpec
 from memory_store.records.columns import Float32Vector, UtcDateTime
-from memory_store.store import Namespace
 
 __all__ = ["ExportProgress", "export_file", "export_lines", "to_json"]
 
@@ -162,7 +162,7 @@ async def _portions(
 
 
 async def _scan(store: Namespace, read: Callable[[sqlite3.Connection], T]) -> T:
-    access = store._store._access
+    access = store._access
     access.require_usable()
     return await access.durable.scan.run(read)
 

@@ -10,11 +10,14 @@ from datetime import UTC, tzinfo
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
+from memory_store.access import TieredAccess
+from memory_store.cache.shard import Shards
 from memory_store.clock import utc_now
+from memory_store.durable.changes import shard_of
 from memory_store.durable.restore import Outcome, Restore, Unit
 from memory_store.durable.writer import Written
 from memory_store.errors import ConfigurationError, ConstraintError
-from memory_store.store import Namespace
+from memory_store.namespace import Namespace
 from memory_store.transfer.lines import MAX_LINE_BYTES, LineError, LineParser
 
 __all__ = ["ImportReport", "Rejection", "import_lines"]
@@ -79,12 +82,20 @@ class _Line(NamedTuple):
     unit: Unit
 
 
+class _Group(NamedTuple):
+    """Lines that are one transaction: no two hold the same record, and their namespaces share a head."""
+
+    shard: int
+    lines: list[_Line]
+    keys: set[Any]
+
+
 class _Batch(NamedTuple):
-    """Some lines, parsed. The groups hold no record twice; each is one transaction."""
+    """Some lines, parsed."""
 
     lines: int
     bytes: int
-    groups: list[list[_Line]]
+    groups: list[_Group]
     rejections: list[Rejection]
 
 
@@ -123,17 +134,18 @@ async def import_lines(
     """
     if on_conflict not in ("reject", "skip", "replace"):
         raise ConfigurationError(f'on_conflict must be "reject", "skip" or "replace", got {on_conflict!r:.40}')
-    access = store._store._access
+    access = store._access
     access.require_writable()
+    assert access.shards is not None
     parser = LineParser(store.name, access.limits, timezone, utc_now(), max_line_bytes)
-    importer = _Importer(store, on_conflict, source, on_rejection)
+    importer = _Importer(access, access.shards, on_conflict, source, on_rejection)
     pending: tuple[_Batch, list[asyncio.Future[Written]]] | None = None
-    async for batch in _batches(lines, parser, source):
+    async for batch in _batches(lines, _Batcher(parser, source, len(access.shards))):
         if pending is not None:
             await importer.settle(*pending)
             if on_progress is not None:
                 on_progress(importer.report)
-        pending = batch, [importer.submit([line.unit for line in group]) for group in batch.groups]
+        pending = batch, [importer.submit(group.shard, group.lines) for group in batch.groups]
     if pending is not None:
         await importer.settle(*pending)
         if on_progress is not None:
@@ -144,17 +156,19 @@ async def import_lines(
 class _Importer:
     def __init__(
         self,
-        store: Namespace,
+        access: TieredAccess,
+        shards: Shards,
         on_conflict: OnConflict,
         source: str,
         on_rejection: Callable[[Rejection], None] | None,
     ) -> None:
-        self._access, self._on_conflict, self._source = store._store._access, on_conflict, source
+        self._access, self._shards, self._on_conflict, self._source = access, shards, on_conflict, source
         self._on_rejection = on_rejection
         self.report = ImportReport()
 
-    def submit(self, units: list[Unit]) -> asyncio.Future[Written]:
-        return self._access.write(Restore(units, replace=self._on_conflict == "replace"))
+    def submit(self, shard: int, lines: list[_Line]) -> asyncio.Future[Written]:
+        restore = Restore([line.unit for line in lines], replace=self._on_conflict == "replace")
+        return self._access.write(restore, self._shards[shard])
 
     async def settle(self, batch: _Batch, writes: list[asyncio.Future[Written]]) -> None:
         """Wait for a batch's transactions and count what became of its lines."""
@@ -166,7 +180,7 @@ class _Importer:
             elif isinstance(result, BaseException):
                 raise result
             else:
-                for line, outcome in zip(group, result.result, strict=True):
+                for line, outcome in zip(group.lines, result.result, strict=True):
                     self._count(line, outcome, rejections)
         self.report.lines += batch.lines
         self.report.bytes += batch.bytes
@@ -175,11 +189,11 @@ class _Importer:
             for rejection in sorted(rejections, key=lambda rejection: rejection.line):
                 self._on_rejection(rejection)
 
-    async def _one_by_one(self, group: list[_Line], rejections: list[Rejection]) -> None:
+    async def _one_by_one(self, group: _Group, rejections: list[Rejection]) -> None:
         """Find the line that the database itself refused: the others go in."""
-        for line in group:
+        for line in group.lines:
             try:
-                [outcome] = (await self.submit([line.unit])).result
+                [outcome] = (await self.submit(group.shard, [line])).result
             except ConstraintError as error:
                 rejections.append(self._rejection(line, None, str(error)))
             else:
@@ -207,9 +221,8 @@ class _Importer:
 
 
 async def _batches(
-    lines: Iterable[bytes | str] | AsyncIterable[bytes | str], parser: LineParser, source: str
+    lines: Iterable[bytes | str] | AsyncIterable[bytes | str], batcher: _Batcher
 ) -> AsyncIterator[_Batch]:
-    numbers = count(1)
     if isinstance(lines, AsyncIterable):
         chunk: list[bytes | str] = []
         size = 0
@@ -217,13 +230,13 @@ async def _batches(
             chunk.append(line)
             size += len(line)
             if len(chunk) >= _BATCH_LINES or size >= _BATCH_BYTES:
-                yield await asyncio.to_thread(_parse, chunk, numbers, parser, source)
+                yield await asyncio.to_thread(batcher.parse, chunk)
                 chunk, size = [], 0
         if chunk:
-            yield await asyncio.to_thread(_parse, chunk, numbers, parser, source)
+            yield await asyncio.to_thread(batcher.parse, chunk)
         return
     iterator = iter(lines)
-    while (batch := await asyncio.to_thread(lambda: _parse(_take(iterator), numbers, parser, source))).lines:
+    while (batch := await asyncio.to_thread(lambda: batcher.parse(_take(iterator)))).lines:
         yield batch
 
 
@@ -236,24 +249,33 @@ def _take(iterator: Iterator[bytes | str]) -> Iterator[bytes | str]:
             return
 
 
-def _parse(chunk: Iterable[bytes | str], numbers: Iterator[int], parser: LineParser, source: str) -> _Batch:
-    groups: list[list[_Line]] = []
-    rejections: list[Rejection] = []
-    seen: set[Any] = set()
-    lines = size = 0
-    for line, number in zip(chunk, numbers):  # noqa: B905 - the numbers never end
-        lines, size = lines + 1, size + len(line)
-        try:
-            unit = parser.parse(line)
-        except LineError as error:
-            rejections.append(Rejection(source, number, error.id, error.field, error.reason))
-            continue
-        if unit is None:
-            continue
-        keys = {(item.spec.kind, item.namespace, item.row[0]) for item in unit.items}
-        if not groups or not seen.isdisjoint(keys):
-            groups.append([])
-            seen = set()
-        seen |= keys
-        groups[-1].append(_Line(number, unit))
-    return _Batch(lines, size, groups, rejections)
+class _Batcher:
+    """Makes batches of lines, and counts them."""
+
+    def __init__(self, parser: LineParser, source: str, shards: int) -> None:
+        self._parser, self._source, self._shards = parser, source, shards
+        self._numbers = count(1)
+
+    def parse(self, chunk: Iterable[bytes | str]) -> _Batch:
+        """Parse some lines. Of one shard, groups are in the order of their lines."""
+        groups: list[_Group] = []
+        filling: dict[int, _Group] = {}
+        rejections: list[Rejection] = []
+        lines = size = 0
+        for line, number in zip(chunk, self._numbers):  # noqa: B905 - the numbers never end
+            lines, size = lines + 1, size + len(line)
+            try:
+                unit = self._parser.parse(line)
+            except LineError as error:
+                rejections.append(Rejection(self._source, number, error.id, error.field, error.reason))
+                continue
+            if unit is None:
+                continue
+            shard = shard_of(unit.items[0].namespace, self._shards)
+            keys = {(item.spec.kind, item.namespace, item.row[0]) for item in unit.items}
+            if shard not in filling or not filling[shard].keys.isdisjoint(keys):
+                filling[shard] = _Group(shard, [], set())
+                groups.append(filling[shard])
+            filling[shard].keys.update(keys)
+            filling[shard].lines.append(_Line(number, unit))
+        return _Batch(lines, size, groups, rejections)

@@ -34,8 +34,9 @@ def counters(store: MemoryStore) -> SharedCounters:
 
 def link(store: MemoryStore) -> RedisLink:
     """Its connections."""
-    assert store._link is not None
-    return store._link
+    assert store._shards is not None
+    assert isinstance(store._shards.link, RedisLink)
+    return store._shards.link
 
 
 def forget(store: MemoryStore) -> None:

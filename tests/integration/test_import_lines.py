@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
@@ -218,3 +219,20 @@ async def test_a_line_of_exactly_the_limit_goes_in(store: MemoryStore, newline: 
     )
 
     assert (fits.inserted["pattern"], over.rejected) == (1, 1)
+
+
+async def test_each_line_is_committed_where_its_namespace_belongs(url: str) -> None:
+    """On a server with several heads: the log of a namespace tells of it, and other stores' caches follow."""
+    names = [f"agent-{number}" for number in range(8)]
+    async with MemoryStore(url) as store:
+        feeds = {name: store.namespace(name).follow(after="start") for name in names}
+        assert [await store.namespace(name).episodes.get("e1") for name in names] == [None] * 8
+
+        report, rejections = await bring(store, *(EXPORTED | {"namespace": name} for name in names))
+
+        assert (rejections, report.inserted) == ([], {"episode": 8})
+        for name, feed in feeds.items():
+            change = await asyncio.wait_for(anext(feed), 10)
+            assert (change.namespace, change.key) == (name, "e1")
+            assert store.namespace(name).position == change.position
+            assert await store.namespace(name).episodes.get("e1") is not None

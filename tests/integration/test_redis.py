@@ -575,7 +575,7 @@ async def test_an_opening_or_closing_that_is_cancelled_leaves_nothing_open(
         closing_.cancel()
         await asyncio.gather(closing_, return_exceptions=True)
     assert not [task for task in asyncio.all_tasks() if "memory_store" in task.get_name()]
-    assert store._link is None or not store._link.up
+    assert store._shards is None or store._shards.link is None or not store._shards.link.up
     async with asyncio.timeout(20):
         while len(client.client_list()) > before:
             await asyncio.sleep(0.01)

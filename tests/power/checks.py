@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from memory_store.codec import pack_row
+from memory_store.durable.batches import Applied
 from memory_store.durable.operations import Operation, Put
-from memory_store.durable.writer import Applied
 from tests.power.disk import Disk
 from tests.power.ledger import Dump, Violation, difference, dump, problems
 from tests.power.library import Library

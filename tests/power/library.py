@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from memory_store.clock import now_us
 from memory_store.durable import schema
+from memory_store.durable.batches import Applied, InDoubtError, run_batch, run_in_savepoint
 from memory_store.durable.checkpoint import Checkpointer
 from memory_store.durable.commits import LogWriter, rollback
 from memory_store.durable.dialects.sqlite import connection_pragmas
@@ -22,7 +23,6 @@ from memory_store.durable.lock import FileLock
 from memory_store.durable.log import CommitToken, read_head
 from memory_store.durable.operations import Context, Operation
 from memory_store.durable.outcomes import Resolve
-from memory_store.durable.writer import Applied, InDoubtError, run_batch, run_in_savepoint
 from tests.power import vfs
 from tests.power.driver import Connection
 from tests.power.machine import Killed, Machine, PowerCut, Session

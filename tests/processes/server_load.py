@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 
 from memory_store import CommitUnknownError, DurableError, Episode, MemoryStore, Step
-from memory_store.store import Namespace
+from memory_store.namespace import Namespace
 from tests.fault.support import Parent
 
 NAMESPACES = ("red", "green")

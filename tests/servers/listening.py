@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +15,7 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Upstream = Path | int | tuple[str, int]  # a Unix socket, a port of 127.0.0.1, or a host and port
 
 
-class Listener:
+class Listener(ABC):
     """Serves each connection by `serve`, within `async with`; what a `serve` raises is raised again at the end."""
 
     def __init__(self) -> None:
@@ -46,9 +47,9 @@ class Listener:
             self._server.close()
             self._server = None
 
+    @abstractmethod
     async def serve(self, client: Stream) -> None:
         """Serve one connection until it is over."""
-        raise NotImplementedError
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # A task of our own: asyncio logs an error for each of its own that is cancelled.

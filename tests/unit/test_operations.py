@@ -10,9 +10,9 @@ import pytest
 
 from memory_store import ConflictError, InvalidRecordError, Limits, RecordNotFoundError
 from memory_store.codec import CODECS
+from memory_store.durable.batches import drive
 from memory_store.durable.changes import PUBLISH_LIMIT, Change
 from memory_store.durable.operations import Collision, Context, Delete, Operation, Put, PutTogether, Update
-from memory_store.durable.writer import drive
 from memory_store.records import RECORDS, Record
 from tests.unit.samples import CHANGE, MAKE, make_episode, make_step
 

@@ -11,13 +11,14 @@ import pytest
 
 from memory_store import ConflictError, DurableError, Limits, MemoryStore, RecordNotFoundError
 from memory_store.codec import CODECS
+from memory_store.durable.batches import run_batch
 from memory_store.durable.checkpoint import Checkpointer
 from memory_store.durable.commits import LogWriter
 from memory_store.durable.lane import Lane
 from memory_store.durable.lock import FileLock
 from memory_store.durable.log import Commit, Logged
 from memory_store.durable.operations import Delete, Put, Update
-from memory_store.durable.writer import Writer, Written, run_batch
+from memory_store.durable.writer import Writer, Written
 from memory_store.records import RECORDS, Record
 from tests.unit.conftest import Blocker, Ears
 from tests.unit.samples import make_episode, make_step
