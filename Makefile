@@ -5,6 +5,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .bench/peers
 
+# The processes that tests start would else compile the package each time: it doubled their time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test torture bench bench-peers docs-check lint format format-check types imports schema-check wheel-check check clean
 
 $(READY): pyproject.toml constraints.txt

@@ -152,8 +152,8 @@ class TieredAccess:
             operation: the write.
             shard: that of its namespace, where this is not the namespace's own access.
         """
-        shard = shard or self.shard
         self.require_usable()
+        shard = shard or self.shard
         shard.require_no_transaction()
         shard.writes += 1
         return shard.writer.submit(operation)

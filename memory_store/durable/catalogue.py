@@ -92,9 +92,9 @@ def expected_objects() -> dict[_Key, _Object]:
         for key in table.constraints:
             if isinstance(key, PrimaryKeyConstraint | UniqueConstraint | ForeignKeyConstraint):
                 drop = f"ALTER TABLE {table.name} DROP CONSTRAINT IF EXISTS {key.name}"
-                keys["key", str(key.name)] = _Object(
-                    table.name, _key_shape(table, key), (drop, _text(AddConstraint(key)))
-                )
+                # Isolated from its table, the model itself would be made without it from now on.
+                add = _text(AddConstraint(key, isolate_from_table=False))
+                keys["key", str(key.name)] = _Object(table.name, _key_shape(table, key), (drop, add))
     functions, triggers = _from_migrations()
     # In the order in which they can be made: functions before triggers, keys before those that refer to them.
     by_reference = sorted(keys.items(), key=lambda item: item[1].shape[0] == "f")

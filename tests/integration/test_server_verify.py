@@ -9,11 +9,14 @@ from pathlib import Path
 import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
+from sqlalchemy.schema import CreateTable
 
 from memory_store import ConfigurationError, MemoryStore, upkeep
+from memory_store.durable.catalogue import expected_objects
 from memory_store.durable.changes import shard_of
 from memory_store.durable.partitions import partition
 from memory_store.durable.row_security import secure
+from memory_store.records import METADATA
 from tests.integration.cli_support import memory_store, plain_sql
 from tests.integration.server_support import SHARD, STEP, behind, episode, heads_of, make, require_sound
 from tests.migration.postgresql import HEADS, Database
@@ -214,3 +217,11 @@ async def test_backups_are_made_with_the_servers_own_tools(url: str, tmp_path: P
             with pytest.raises(ConfigurationError, match=r"pg_dump .* pg_basebackup .* pg_restore"):
                 await work
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_database_should_have_is_read_from_the_models_and_leaves_them_as_they_are() -> None:
+    before = [str(CreateTable(table)) for table in METADATA.sorted_tables]
+    expected_objects.cache_clear()
+    expected_objects()
+    assert [str(CreateTable(table)) for table in METADATA.sorted_tables] == before
+    assert all("PRIMARY KEY" in text for text in before)
