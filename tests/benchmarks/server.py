@@ -58,7 +58,9 @@ async def _opened(rows: int, **settings: Any) -> AsyncIterator[tuple[PostgresSer
             for start in range(0, rows, _BATCH):
                 await store.episodes.put_many(episodes(min(_BATCH, rows - start), start))
             driver = await asyncpg.connect(server.dsn(), statement_cache_size=1024)
-            await driver.execute("CREATE TABLE bare (LIKE episodes INCLUDING ALL); ANALYZE")
+            await driver.execute("CREATE TABLE bare (LIKE episodes INCLUDING ALL)")
+            if rows:  # as a server does by itself soon; one that has seen an empty table takes any index for as good
+                await driver.execute("ANALYZE")
             try:
                 yield server, store, driver
             finally:
