@@ -100,7 +100,8 @@ class ServerTier:
     async def _connect(self, target: ServerTarget) -> Connection:
         settings = self._settings
         # A statement's plan is kept. Made while a table is small, it would be a scan, and stay one until the server's
-        # next ANALYZE, though the table has grown: 25,000 steps took 35 s instead of 4. Every key has the namespace first.
+        # next ANALYZE, though the table has grown: 25,000 steps took 35 s instead of 4. Every index has the namespace
+        # first, so there is always one to go by.
         limits = {
             "enable_seqscan": "off",
             "statement_timeout": _ms(settings.statement_timeout_s),
