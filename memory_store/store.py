@@ -91,7 +91,6 @@ class MemoryStore(Namespace):
         unknown = sorted(set(resolved.ttl_s) - set(RECORDS))
         if unknown:
             raise ConfigurationError(f"ttl_s names unknown kind {unknown[0]!r}; known: {', '.join(RECORDS)}")
-        self._shards: Shards | None = None
         self._watch: HeadWatch | None = None
         self._to_shards: list[TieredAccess] = []
         system = self._target.url.get_backend_name()
@@ -102,6 +101,10 @@ class MemoryStore(Namespace):
         self._namespaces: dict[str, Namespace] = {}
         self.cache = Cache(self)
         super().__init__(namespace, resolved, Shelf(int(resolved.cache_max_bytes), resolved.ttl_s), telemetry)
+
+    @property
+    def _shards(self) -> Shards | None:
+        return self._access.shards
 
     async def open(self) -> Self:
         """Open the database, creating or upgrading it as the settings say; the cache loads in the background.
@@ -136,7 +139,7 @@ class MemoryStore(Namespace):
             raise
         if link is not None:
             await link.wait()
-        self._shards = shards = Shards(durable, self._shelf, self._settings, link)
+        shards = Shards(durable, self._shelf, self._settings, link)
         if durable.probe is None and self._settings.freshness == "bounded" and self._settings.staleness_s:
             self._watch = HeadWatch(shards, self._settings.staleness_s)
         for namespace in (self, *self._namespaces.values()):

@@ -143,11 +143,18 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def test_whatever_happens_no_read_is_out_of_date(
     migrated: Path, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-    for seed in range(12):
+    seen: list[Any] = []
+
+    def rare() -> list[str]:
+        names = ("hits", "misses", "refused", "puts", "advances", "flushes", "mends")
+        return [name for name in names if sum(getattr(one, name) for one in seen) <= 10]
+
+    # What comes between what is up to the machine: on a busy one more histories are needed for a rare case.
+    for seed in range(60):
         seen += await play(seed, fresh(migrated, tmp_path, seed), redis_url, monkeypatch)
-    for name in ("hits", "misses", "refused", "puts", "advances", "flushes", "mends"):
-        assert sum(getattr(one, name) for one in seen) > 10, name
+        if seed >= 11 and not rare():
+            break
+    assert rare() == []
     assert sum(one.damaged for one in seen) == 0
 
 

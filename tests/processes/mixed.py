@@ -7,7 +7,8 @@ import multiprocessing
 import sys
 import tempfile
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.fault.support import Child
@@ -28,25 +29,20 @@ QUIET = 2
 HANDS_OVER_TO = {0: 1, 1: 3, 2: 2, 3: 0}
 
 
-def run_processes(
-    folder: Path, seconds: float, seed: int, allowed_s: float = STALENESS_S
-) -> tuple[list[Operation], Verdict]:
-    """Run them and judge their history; return both.
+def actors() -> list[str]:
+    """Who writes, by number."""
+    return [actor_of(number) for number in range(len(FRESHNESS))]
 
-    Args:
-        folder: where the database and the histories go.
-        seconds: how long.
-        seed: of their choices; when each call comes is up to the machine.
-        allowed_s: how far behind a bounded read may be; less than the stores are told is to try the judge.
-    """
+
+@contextmanager
+def running(url: str, folder: Path, seconds: float, seed: int) -> Iterator[list[Child]]:
+    """Run them beside what is done within `with`, whose end waits for theirs; `loaded` then has what they saw."""
     count = len(FRESHNESS)
-    path = folder / "agent.db"
-    histories = [folder / f"{number}.history" for number in range(count)]
     # Where each tells its neighbour the positions of its commits.
     pipes = [multiprocessing.Pipe(duplex=False) for _ in range(count)]
     with ExitStack() as held:
         children = []
-        for number in range(count):
+        for number, history in enumerate(_histories(folder)):
             plan = Plan(
                 number=number,
                 freshness=FRESHNESS[number],
@@ -58,21 +54,45 @@ def run_processes(
                 quiet=number == QUIET,
             )
             told, tells = pipes[number][0], pipes[HANDS_OVER_TO[number]][1]
-            children.append(
-                held.enter_context(Child(use, f"sqlite:///{path}", plan, str(histories[number]), tells, told))
-            )
+            children.append(held.enter_context(Child(use, url, plan, str(history), tells, told)))
         for child in children:
             assert child.receive() == "ready"
         ends_at_ns = now_ns() + int(seconds * 1e9)
         for child in children:  # they all open a database that is not there yet
             child.send(ends_at_ns)
+        yield children
         for child in children:
             assert child.receive(seconds + 60) is None
     for receiving, sending in pipes:
         receiving.close()
         sending.close()
-    operations = load(histories)
-    verdict = judge(read_log(path), operations, [actor_of(number) for number in range(count)], NAMESPACE, allowed_s)
+
+
+def loaded(folder: Path) -> list[Operation]:
+    """Return what they did and saw."""
+    return load(_histories(folder))
+
+
+def _histories(folder: Path) -> list[Path]:
+    return [folder / f"{number}.history" for number in range(len(FRESHNESS))]
+
+
+def run_processes(
+    folder: Path, seconds: float, seed: int, allowed_s: float = STALENESS_S
+) -> tuple[list[Operation], Verdict]:
+    """Run them and judge their history; return both.
+
+    Args:
+        folder: where the database and the histories go.
+        seconds: how long.
+        seed: of their choices; when each call comes is up to the machine.
+        allowed_s: how far behind a bounded read may be; less than the stores are told is to try the judge.
+    """
+    path = folder / "agent.db"
+    with running(f"sqlite:///{path}", folder, seconds, seed):
+        pass
+    operations = loaded(folder)
+    verdict = judge(read_log(path), operations, actors(), NAMESPACE, allowed_s)
     verdict.violations += [f"integrity: {problem}" for problem in integrity_problems(path)]
     return operations, verdict
 

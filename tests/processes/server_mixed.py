@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import multiprocessing
 import os
 import random
 import signal
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import asyncpg
@@ -26,10 +24,9 @@ from tests.fault.servers_support import dsn_of
 from tests.fault.support import Child
 from tests.processes import mixed
 from tests.processes.checker import Verdict, judge
-from tests.processes.history import Operation, load, now_ns
-from tests.processes.reads import Plan
+from tests.processes.history import Operation
 from tests.processes.truth import Log, Logged
-from tests.processes.workload import NAMESPACE, actor_of, use
+from tests.processes.workload import NAMESPACE
 from tests.servers.postgres import PostgresServer
 
 _HEADS = 16  # the default
@@ -94,39 +91,11 @@ def run_on_server(
     url: str, folder: Path, seconds: float, seed: int, allowed_s: float = mixed.STALENESS_S
 ) -> tuple[list[Operation], Verdict]:
     """Run processes and judge their history; return both. As `mixed.run_processes`."""
-    count = len(mixed.FRESHNESS)
-    histories = [folder / f"{number}.history" for number in range(count)]
-    pipes = [multiprocessing.Pipe(duplex=False) for _ in range(count)]
-    with ExitStack() as held:
-        children = []
-        for number in range(count):
-            plan = Plan(
-                number=number,
-                freshness=mixed.FRESHNESS[number],
-                staleness_s=mixed.STALENESS_S,
-                seed=seed * 10 + number,
-                reopens_after_s=mixed.REOPENS_AFTER_S[number],
-                cache_max_bytes=mixed.CACHE_BYTES[number],
-                writes=mixed.WRITES[number],
-                quiet=number == mixed.QUIET,
-            )
-            told, tells = pipes[number][0], pipes[mixed.HANDS_OVER_TO[number]][1]
-            children.append(held.enter_context(Child(use, f"{url}", plan, str(histories[number]), tells, told)))
-        for child in children:
-            assert child.receive() == "ready"
-        ends_at_ns = now_ns() + int(seconds * 1e9)
-        for child in children:
-            child.send(ends_at_ns)
+    with mixed.running(url, folder, seconds, seed) as children:
         time.sleep(seconds / 4)  # they all open a database that is not there yet
         writes = asyncio.run(_disturb(url, children, seconds / 2, seed))
-        for child in children:
-            assert child.receive(seconds + 60) is None
-    for receiving, sending in pipes:
-        receiving.close()
-        sending.close()
-    operations = load(histories)
-    actors = [actor_of(number) for number in range(count)]
-    verdict = judge(asyncio.run(read_server_log(url)), operations, actors, NAMESPACE, allowed_s)
+    operations = mixed.loaded(folder)
+    verdict = judge(asyncio.run(read_server_log(url)), operations, mixed.actors(), NAMESPACE, allowed_s)
     verdict.checks["plain writes in between"] = writes
     return operations, verdict
 
