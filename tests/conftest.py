@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from memory_store import MemoryStore
+from memory_store.durable import schema
+from memory_store.durable.engine import Target
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -19,14 +22,24 @@ pytest_plugins = ["tests.servers.fixtures", "tests.migration.postgresql"]
 BACKENDS = ["sqlite-file", "sqlite-memory", "postgresql", "postgresql-redis"]
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file at the newest revision, to be copied: to migrate is most of a short test's time."""
+    path = tmp_path_factory.mktemp("migrated") / "empty.db"
+    schema.upgrade(Target(str(path), False, {}), 30.0)
+    return path
+
+
 @pytest.fixture(params=BACKENDS)
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A URL of an empty database, once for each backend."""
+    """A URL of a database without records, once for each backend; only the one in memory is still to be migrated."""
     if request.param.endswith("-redis"):
         monkeypatch.setenv("MEMORY_STORE_SHARED_CACHE", str(request.getfixturevalue("redis_url")))
     if request.param.startswith("postgresql"):
-        return str(request.getfixturevalue("postgres_url"))
-    return {"sqlite-file": f"sqlite:///{tmp_path}/agent.db", "sqlite-memory": "sqlite:///:memory:"}[request.param]
+        return str(request.getfixturevalue("database").url)
+    if request.param == "sqlite-memory":
+        return "sqlite:///:memory:"
+    return f"sqlite:///{shutil.copy(request.getfixturevalue('migrated_file'), tmp_path / 'agent.db')}"
 
 
 @pytest.fixture
@@ -43,8 +56,9 @@ async def store(url: str) -> AsyncIterator[MemoryStore]:
 
 
 @pytest.fixture
-async def file_store(file_url: str) -> AsyncIterator[MemoryStore]:
+async def file_store(file_url: str, migrated_file: Path, tmp_path: Path) -> AsyncIterator[MemoryStore]:
     """An open store on a SQLite file."""
+    shutil.copy(migrated_file, tmp_path / "agent.db")
     async with MemoryStore(file_url, namespace="test-agent") as opened:
         yield opened
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from tests.children import run_program
 from tests.docs.pages import REPOSITORY, Block, blocks_of
 
 PROGRAMS = Path(sys.executable).parent
@@ -73,15 +74,19 @@ def run_console(block: Block) -> None:
         if not line.startswith("$ "):
             continue
         words = shlex.split(with_servers(line[2:]), comments=True)
-        if words[0] in ("memory-store", "alembic", "python"):
-            run_program(line, [str(PROGRAMS / words[0]), *words[1:]])
+        if words[0] == "memory-store":
+            done = run_program(words[1:], Path.cwd(), os.environ)
+            if done.code != 0:
+                raise BlockError(f"{line!r} ended with {done.code}: {done.out}{done.err}")
+        elif words[0] in ("alembic", "python"):
+            run_command(line, [str(PROGRAMS / words[0]), *words[1:]])
         elif words[0] in ("pg_dump", "pg_restore"):
-            run_program(line, [str(POSTGRES_PROGRAMS / words[0]), *words[1:]])
+            run_command(line, [str(POSTGRES_PROGRAMS / words[0]), *words[1:]])
         elif words[0] not in ("make", "pip", "git"):
             raise BlockError(f"{line!r} starts with a command the tests do not know")
 
 
-def run_program(line: str, command: list[str]) -> None:
+def run_command(line: str, command: list[str]) -> None:
     environment = {**os.environ, "ALEMBIC_CONFIG": str(REPOSITORY / "alembic.ini")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     if done.returncode != 0:

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import itertools
 import json
-import multiprocessing
 import os
 import sqlite3
 import traceback
@@ -25,17 +24,11 @@ from memory_store.durable.changes import CHANGES
 from memory_store.durable.log import STORE
 from memory_store.records import RECORDS, RecordSpec
 from memory_store.records.columns import UtcDateTime
+from tests.children import CHILDREN
 
 NOBODY = 65534
 _ABOUT_THE_STORE = ("upgrade", "restore", "repair", "barrier")
 PATIENCE_S = 60.0
-
-# One server process that has imported everything forks each child: a child is there in milliseconds, and none of them
-# inherits a thread or a connection of the tests.
-_CHILDREN = multiprocessing.get_context("forkserver")
-_CHILDREN.set_forkserver_preload(
-    ["memory_store", "aiosqlite", "alembic.command", "sqlalchemy.dialects.sqlite.aiosqlite", "tests.fault.support"]
-)
 
 
 class ChildFailedError(AssertionError):
@@ -50,8 +43,8 @@ class Child:
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self._connection, theirs = _CHILDREN.Pipe()
-        self._process = _CHILDREN.Process(target=_run, args=(theirs, function, arguments), daemon=True)
+        self._connection, theirs = CHILDREN.Pipe()
+        self._process = CHILDREN.Process(target=_run, args=(theirs, function, arguments), daemon=True)
         self._process.start()
         theirs.close()
 

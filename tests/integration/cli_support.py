@@ -1,37 +1,24 @@
-"""The program as a real child process, and lines to feed it."""
+"""The program as a child process, and lines to feed it."""
 
 from __future__ import annotations
 
 import json
 import os
 import sqlite3
-import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import asyncpg
 
 from memory_store import Embedding, Episode, MemoryStore, Namespace, Pattern, SpatiotemporalEntry, Step
 from memory_store.transfer import ImportReport, Rejection, import_lines
+from tests.children import Done, run_program
 
 PATTERN: dict[str, Any] = {"kind": "pattern", "id": "p", "pattern_type": "t", "pattern_data": 1}
 PROGRAM = [sys.executable, "-W", "error", "-c", "from memory_store.cli import main; main()"]
-
-
-class Done(NamedTuple):
-    """How a run of the program ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The one JSON document on standard output."""
-        assert self.out, self.err
-        return json.loads(self.out)
+"""Starts the program from nothing, for what has a terminal, a pipe or signals; most of its half second is imports."""
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -42,15 +29,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 def memory_store(folder: Path, *arguments: str, stdin: bytes = b"", **variables: str) -> Done:
     """Run the program in a folder, to its end."""
-    done = subprocess.run(
-        [*PROGRAM, *arguments],
-        cwd=folder,
-        input=stdin,
-        env=environment(**variables),
-        capture_output=True,
-        timeout=120,
-    )
-    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+    return run_program(arguments, folder, environment(**variables), stdin)
 
 
 class Program:

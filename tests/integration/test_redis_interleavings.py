@@ -126,22 +126,12 @@ async def play(seed: int, database: str, redis_url: str, monkeypatch: pytest.Mon
         return [counters(store) for store in stores]
 
 
-def fresh(migrated: Path, tmp_path: Path, seed: int) -> str:
-    return f"sqlite:///{shutil.copy(migrated, tmp_path / f'{seed}.db')}"
-
-
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from memory_store.durable import schema
-    from memory_store.durable.engine import Target
-
-    path = tmp_path_factory.mktemp("migrated") / "empty.db"
-    schema.upgrade(Target(str(path), False, {}), 30.0)
-    return path
+def fresh(migrated_file: Path, tmp_path: Path, seed: int) -> str:
+    return f"sqlite:///{shutil.copy(migrated_file, tmp_path / f'{seed}.db')}"
 
 
 async def test_whatever_happens_no_read_is_out_of_date(
-    migrated: Path, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    migrated_file: Path, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
 
@@ -151,7 +141,7 @@ async def test_whatever_happens_no_read_is_out_of_date(
 
     # What comes between what is up to the machine: on a busy one more histories are needed for a rare case.
     for seed in range(60):
-        seen += await play(seed, fresh(migrated, tmp_path, seed), redis_url, monkeypatch)
+        seen += await play(seed, fresh(migrated_file, tmp_path, seed), redis_url, monkeypatch)
         if seed >= 11 and not rare():
             break
     assert rare() == []
@@ -210,13 +200,13 @@ MUTANTS: dict[str, Break] = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 async def test_a_broken_rule_is_noticed(
-    name: str, migrated: Path, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    name: str, migrated_file: Path, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     MUTANTS[name](monkeypatch)
     try:
         for seed in range(60):
             try:
-                await play(seed, fresh(migrated, tmp_path, seed), redis_url, monkeypatch)
+                await play(seed, fresh(migrated_file, tmp_path, seed), redis_url, monkeypatch)
             except StaleError:
                 return
     finally:

@@ -86,8 +86,7 @@ def migrated_template(postgres_server: PostgresDatabases) -> Iterator[str]:
 def database(postgres_server: PostgresDatabases, migrated_template: str) -> Iterator[Database]:
     """A database of the test's own at the newest revision, without records."""
     name = f"test_{uuid.uuid4().hex}"
-    postgres_server.execute(f'CREATE DATABASE "{name}" TEMPLATE "{migrated_template}"')
-    yield Database(postgres_server.url(name), postgres_server.dsn(name))
+    yield Database(postgres_server.create_database(name, migrated_template), postgres_server.dsn(name))
     postgres_server.drop_database(name)
 
 

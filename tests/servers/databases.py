@@ -69,9 +69,9 @@ class PostgresDatabases:
             raise RuntimeError(done.stderr.strip())
         return list(csv.reader(io.StringIO(done.stdout)))
 
-    def create_database(self, name: str) -> str:
-        """Make an empty database, and return its URL."""
-        self.execute(f'CREATE DATABASE "{name}" TEMPLATE template0 STRATEGY {self._strategy}')
+    def create_database(self, name: str, template: str = "template0") -> str:
+        """Make a database like another one, an empty one by default, and return its URL."""
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY {self._strategy}')
         return self.url(name)
 
     def drop_database(self, name: str) -> None:

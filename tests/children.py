@@ -1,0 +1,75 @@
+"""Child processes, forked from one that has imported everything: they are there in milliseconds.
+
+None of them inherits a thread or a connection of the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from memory_store.cli import main
+
+__all__ = ["CHILDREN", "Done", "run_program"]
+
+CHILDREN = multiprocessing.get_context("forkserver")
+CHILDREN.set_forkserver_preload(
+    [
+        *["memory_store", "memory_store.durable.server", "memory_store.cli.app", "tests.fault.support"],
+        *["aiosqlite", "alembic.command", "sqlalchemy.dialects.sqlite.aiosqlite"],
+    ]
+)
+
+
+class Done(NamedTuple):
+    """How a run of the program ended: its exit code, negative for a signal, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON document on standard output."""
+        assert self.out, self.err
+        return json.loads(self.out)
+
+
+def run_program(
+    arguments: Sequence[str], folder: Path, environment: Mapping[str, str], stdin: bytes = b"", timeout_s: float = 120
+) -> Done:
+    """Run `memory-store` with arguments to its end: all of it but the half second of its imports."""
+    with tempfile.TemporaryDirectory() as streams:
+        given, out, err = [Path(streams) / name for name in ("in", "out", "err")]
+        given.write_bytes(stdin)
+        wanted = (list(arguments), folder, dict(environment), given, out, err)
+        process = CHILDREN.Process(target=_become_program, args=wanted, daemon=True)
+        process.start()
+        process.join(timeout_s)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"{arguments} is still running after {timeout_s} s")
+        return Done(process.exitcode, out.read_text("utf-8"), err.read_text("utf-8"))
+
+
+def _become_program(
+    arguments: list[str], folder: Path, environment: dict[str, str], given: Path, out: Path, err: Path
+) -> None:
+    for number, path, flags in [(0, given, os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)]:
+        opened = os.open(path, flags | os.O_CREAT, 0o600)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, "w"), open(2, "w")  # noqa: SIM115
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["memory-store", *arguments]
+    warnings.simplefilter("error")
+    main()
