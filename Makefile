@@ -19,9 +19,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/memory-store demo
 
-# Two processes: most tests wait for syncs, for other processes, or for a clock.
+# More processes than a small machine has cores: tests wait for syncs, for other processes, or for a clock.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 torture: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 7200

@@ -91,7 +91,12 @@ class Runner:
             asyncio.get_running_loop().call_soon(self._go_on, waiting)
         else:
             future._asyncio_future_blocking = False  # as a task says that it has taken the future
-            future.add_done_callback(lambda _: self._go_on(waiting))
+            future.add_done_callback(partial(self._woken, waiting))
+
+    def _woken(self, waiting: Coroutine[Any, Any, Any], future: asyncio.Future[Any]) -> None:
+        if self._greenlet is None and not future.cancelled():
+            future.exception()  # is for nobody: taken, or the loop complains that nobody did
+        self._go_on(waiting)
 
     def _answer(self, value: Any) -> _Ended | Coroutine[Any, Any, Any]:
         assert self._greenlet is not None
