@@ -12,10 +12,9 @@ from memory_store.cache.shelf import Shelf
 from memory_store.clock import boot_s
 from memory_store.codec import Row
 from memory_store.config import Freshness, Limits
-from memory_store.durable.changes import HeadState
 from memory_store.durable.log import read_head
 from memory_store.durable.operations import Operation
-from memory_store.durable.query import Query
+from memory_store.durable.query import Query, head_in
 from memory_store.durable.reader import read_by_id
 from memory_store.durable.statements import dialect
 from memory_store.durable.writer import Written
@@ -23,8 +22,6 @@ from memory_store.errors import DurableError, DurableTimeoutError, DurableUnavai
 from memory_store.records import QueryResult
 
 __all__ = ["TieredAccess"]
-
-_HEAD_WIDTH = len(HeadState._fields)
 
 
 class TieredAccess:
@@ -168,15 +165,15 @@ class TieredAccess:
         self.shard.require_no_transaction()
 
     async def query(self, query: Query) -> list[tuple[Any, ...]]:
-        """Run a query on the lane for long reads."""
+        """Run a page's query on the lane for long reads."""
         self.require_usable()
         rows: list[tuple[Any, ...]] = await self._query_replica(query)
         if not rows:
             rows = await self.durable.scan.run(lambda connection: connection.execute(*query).fetchall())
         # What is read from the cache after this is no older than these rows.
-        if self.asks_head_of is None or not rows or not self.cache.knows(HeadState(*rows[0][-_HEAD_WIDTH:])):
+        if self.asks_head_of is None or not rows or not self.cache.knows(head_in(rows[0])):
             await self.coherence.catch_up()
-        return rows if self.asks_head_of is None else [row[:-_HEAD_WIDTH] for row in rows]
+        return rows
 
     async def _query_replica(self, query: Query) -> list[tuple[Any, ...]]:
         """Run a query on the replica; no rows where there is none, or it is behind, or it cannot be asked."""
@@ -190,7 +187,7 @@ class TieredAccess:
             rows = await replica.run(lambda connection: connection.execute(*query).fetchall())
         except DurableError:
             return []
-        head = HeadState(*rows[0][-_HEAD_WIDTH:]) if rows else None
+        head = head_in(rows[0]) if rows else None
         return rows if head is not None and head[2:] == known[2:] and head.position >= known.position else []
 
     async def count(self, reads: Space, query: Query, freshness: Freshness | None = None) -> int:

@@ -287,8 +287,8 @@ class Collection(Generic[R]):
             access.dialect, self._spec, self._namespace, where, orders, limit + 1, cursor, access.asks_head_of
         )
         rows = await self._access.query(query)
-        following = cursor_after(orders, rows[limit - 1]) if len(rows) > limit else None
-        width = len(self._spec.columns)  # behind the row stand the values of its order
+        following = cursor_after(self._spec, orders, rows[limit - 1]) if len(rows) > limit else None
+        width = len(self._spec.columns)  # behind the row stand values of its order, and the head
         return [row[:width] for row in rows[:limit]], following
 
     async def _decode_all(self, rows: Sequence[Row], position: int) -> builtins.list[R]:

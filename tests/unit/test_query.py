@@ -78,7 +78,7 @@ def all_pages(connection: sqlite3.Connection, order_by: Any, limit: int, where: 
         pages.append([CODEC.decode(row[: len(SPEC.columns)]) for row in rows[:limit]])
         if len(rows) <= limit:
             return pages
-        cursor = cursor_after(parsed, rows[limit - 1])
+        cursor = cursor_after(SPEC, parsed, rows[limit - 1])
 
 
 def fill(connection: sqlite3.Connection, records: list[Episode]) -> None:
@@ -156,7 +156,7 @@ def test_the_listing_by_domain_and_time_walks_its_index(
     cursor = None
     if follows:
         first = page_query(dialect(), SPEC, "n", c.domain == "web", parsed, 51, None)
-        cursor = cursor_after(parsed, connection.execute(*first).fetchall()[49])
+        cursor = cursor_after(SPEC, parsed, connection.execute(*first).fetchall()[49])
     found = plan(connection, page_query(dialect(), SPEC, "n", c.domain == "web", parsed, 51, cursor))
     bound = ("<" if descending else ">") if follows else ""
     assert "USING INDEX ix_episodes_namespace_domain_created_at (namespace=? AND domain=?" in found

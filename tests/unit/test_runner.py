@@ -31,11 +31,11 @@ async def test_an_answer_after_the_end_is_for_nobody_and_is_not_complained_of(
     runner, answer = Runner(), asyncio.get_running_loop().create_future()
     went_on = []
 
-    def work(_: None) -> None:
-        runner.wait(wait_on(answer))
+    def work(future: asyncio.Future[None]) -> None:
+        runner.wait(wait_on(future))
         went_on.append(True)
 
-    runner.run(work, None, lambda result, error: went_on.append(True))
+    runner.run(work, answer, lambda result, error: went_on.append(True))
     runner.close()
     if fails:
         answer.set_exception(ConnectionError("closed in the middle of operation"))
