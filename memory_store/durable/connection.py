@@ -8,15 +8,43 @@ that are to see one state, "BEGIN IMMEDIATE" for writes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
-__all__ = ["Connection", "Cursor", "ServerText"]
+__all__ = ["Connection", "Cursor", "KeyedText", "ServerText"]
 
 
 class ServerText(str):
     """A statement in a server's own words, with `$1` for parameters."""
 
     __slots__ = ()
+
+
+class KeyedText(str):
+    """A statement for several keys in a namespace, which its parameters begin with.
+
+    Args:
+        text: with `condition`, word for word, as all that it says of them.
+        table: where the keys are looked up.
+        column: what holds them.
+        places: how many.
+    """
+
+    table: str
+    column: str
+    places: int
+
+    def __new__(cls, text: str, table: str, column: str, places: int) -> Self:
+        """Return the text; see the class."""
+        made = super().__new__(cls, text)
+        made.table, made.column, made.places = table, column, places
+        assert made.condition in text, text
+        return made
+
+    @property
+    def condition(self) -> str:
+        """What restricts the table to the keys."""
+        places = ", ".join("?" * self.places)
+        return f"{self.table}.namespace = ? AND {self.table}.{self.column} IN ({places})"
 
 
 class Cursor(Protocol):

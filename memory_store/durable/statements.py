@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from sqlalchemy import (
+    Column,
     Dialect,
     Select,
     and_,
@@ -29,7 +30,7 @@ from sqlalchemy.sql.expression import ClauseElement, ColumnElement
 from sqlalchemy.types import NullType
 
 from memory_store.durable.changes import CHANGES, HEAD, IDEMPOTENCY
-from memory_store.durable.connection import Connection, ServerText
+from memory_store.durable.connection import Connection, KeyedText, ServerText
 from memory_store.records import RECORDS, RecordSpec
 
 __all__ = [
@@ -185,12 +186,8 @@ class Statements:
                     table.c.namespace == episodes.c.namespace, table.c[self._spec.parent or ""] == episodes.c.id
                 )
                 highest = select(func.max(table.c[self._spec.number])).where(belongs).scalar_subquery()
-            text = self._many["last_numbers", places] = _text(
-                select(episodes.c.id, highest).where(
-                    episodes.c.namespace == bindparam("namespace"),
-                    episodes.c.id.in_([bindparam(f"k{i}") for i in range(places)]),
-                )
-            )
+            found = _text(select(episodes.c.id, highest).where(_keyed(episodes.c.id, places)))
+            text = self._many["last_numbers", places] = _keyed_text(found, episodes.c.id, places)
         return text
 
     @property
@@ -202,7 +199,7 @@ class Statements:
         text = self._many.get(shape)
         if text is None:
             column = self._table.c[name]
-            ours = and_(self._in_namespace, column.in_([bindparam(f"k{i}") for i in range(places)]))
+            ours = _keyed(column, places)
             statement: Select[Any] = select(*raw_columns(self._spec))
             if with_head:
                 statement = statement.add_columns(*HEAD_STATE)
@@ -211,8 +208,18 @@ class Statements:
                 statement = statement.where(ours)
             if name != "id":
                 statement = statement.order_by(column, *(self._table.c[part] for part in self._spec.order))
-            text = self._many[shape] = _text(statement)
+            text = self._many[shape] = _keyed_text(_text(statement), column, places)
         return text
+
+
+def _keyed(column: Column[Any], places: int) -> ColumnElement[bool]:
+    keys: list[ColumnElement[Any]] = [bindparam(f"k{i}") for i in range(places)]
+    return and_(column.table.c.namespace == bindparam("namespace"), column.in_(keys))
+
+
+def _keyed_text(text: str, column: Column[Any], places: int) -> str:
+    # One key is looked up by equality, which leaves a server no choice.
+    return text if places == 1 else KeyedText(text, column.table.name, column.name, places)
 
 
 def pad(keys: Sequence[str], places: int) -> list[str]:

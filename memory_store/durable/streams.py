@@ -19,9 +19,9 @@ from sqlalchemy import JSON, Boolean, Column, Float, LargeBinary, String, Table
 from sqlalchemy.types import TypeDecorator
 
 from memory_store.durable.changes import CHANGES, IDEMPOTENCY
-from memory_store.durable.connection import Connection
+from memory_store.durable.connection import Connection, KeyedText
 from memory_store.durable.log import STORE
-from memory_store.durable.statements import STATEMENTS, batch_size, idempotency_insert
+from memory_store.durable.statements import STATEMENTS, batch_size, idempotency_insert, pad
 from memory_store.errors import CodecError
 from memory_store.records import RECORDS
 
@@ -219,13 +219,16 @@ def find_rows(connection: Connection, stream: Stream, keys: Iterable[tuple[str, 
         for start in range(0, len(wanted), _KEYS_AT_ONCE):
             chunk = wanted[start : start + _KEYS_AT_ONCE]
             places = batch_size(len(chunk))
-            chunk += [chunk[-1]] * (places - len(chunk))
-            sql = (
-                f"SELECT {_quoted(stream.columns)} FROM {stream.table.name} "
-                f'WHERE namespace = ? AND "{stream.key[1]}" IN ({", ".join("?" * places)})'
-            )
-            found += connection.execute(sql, (namespace, *chunk)).fetchall()
+            sql = _find_text(stream, places)
+            found += connection.execute(sql, (namespace, *pad(chunk, places))).fetchall()
     return {(row[0], row[1]): row for row in stream.normal(found)}
+
+
+def _find_text(stream: Stream, places: int) -> str:
+    table, key = stream.table.name, stream.key[1]
+    condition = f"{table}.namespace = ? AND {table}.{key} IN ({', '.join('?' * places)})"
+    text = f"SELECT {_quoted(stream.columns)} FROM {table} WHERE {condition}"
+    return text if places == 1 else KeyedText(text, table, key, places)
 
 
 def insert_rows(connection: Connection, stream: Stream, rows: Sequence[Row]) -> None:

@@ -57,7 +57,13 @@ def json_column(name: str) -> sa.Column:
     return sa.Column(name, sa.JSON().with_variant(sa.Text(), "sqlite"), nullable=False)
 
 
-def record_table(name: str, *columns: sa.Column | sa.Constraint) -> None:
+def record_table(name: str, *columns: sa.Column | sa.Constraint, indexes: list[list[str]]) -> None:
+    """Make a table, its indexes (each begins with the namespace), and its primary key, on a server as the last one.
+
+    Of indexes that would cost the same, as all do while a table is nearly empty, PostgreSQL takes the newest one, and
+    keeps the plan while the table grows: a record looked up by way of all records of its namespace.
+    """
+    key, on_server = ("namespace", "id"), op.get_context().dialect.name != "sqlite"
     op.create_table(
         name,
         sa.Column("namespace", short(200), nullable=False),
@@ -66,8 +72,12 @@ def record_table(name: str, *columns: sa.Column | sa.Constraint) -> None:
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         *columns,
-        sa.PrimaryKeyConstraint("namespace", "id", name=f"pk_{name}"),
+        *([] if on_server else [sa.PrimaryKeyConstraint(*key, name=f"pk_{name}")]),
     )
+    for names in indexes:
+        op.create_index(f"ix_{name}_namespace_{'_'.join(names)}", name, ["namespace", *names])
+    if on_server:
+        op.create_primary_key(f"pk_{name}", name, key)
 
 
 def episode_columns(table: str) -> tuple[sa.Column, sa.Constraint]:
@@ -82,11 +92,6 @@ def episode_columns(table: str) -> tuple[sa.Column, sa.Constraint]:
     )
 
 
-def index(table: str, *columns: str) -> None:
-    names = ["namespace", *columns]
-    op.create_index(f"ix_{table}_{'_'.join(names)}", table, names)
-
-
 def upgrade() -> None:
     record_table(
         "episodes",
@@ -99,11 +104,8 @@ def upgrade() -> None:
         sa.Column("completed_at", sa.BigInteger()),
         sa.Column("reflection", long()),
         json_column("metadata"),
+        indexes=[["domain", "created_at"], ["status"], ["created_at"], ["task_type"]],
     )
-    index("episodes", "domain", "created_at")
-    index("episodes", "status")
-    index("episodes", "created_at")
-    index("episodes", "task_type")
 
     record_table(
         "steps",
@@ -116,9 +118,8 @@ def upgrade() -> None:
         sa.Column("timestamp", sa.BigInteger()),
         sa.Column("tool_name", short()),
         sa.UniqueConstraint("namespace", "episode_id", "step_number", name="uq_steps_namespace_episode_id_step_number"),
+        indexes=[["timestamp"], ["tool_name"]],
     )
-    index("steps", "timestamp")
-    index("steps", "tool_name")
 
     record_table(
         "patterns",
@@ -130,10 +131,8 @@ def upgrade() -> None:
         sa.Column("usage_count", sa.BigInteger(), nullable=False),
         sa.Column("last_used", sa.BigInteger()),
         json_column("metadata"),
+        indexes=[["pattern_type", "success_rate"], ["usage_count"], ["domain"]],
     )
-    index("patterns", "pattern_type", "success_rate")
-    index("patterns", "usage_count")
-    index("patterns", "domain")
 
     record_table(
         "embeddings",
@@ -142,9 +141,8 @@ def upgrade() -> None:
         sa.Column("embedding", sa.LargeBinary(), nullable=False),
         sa.Column("model_name", short(), nullable=False),
         sa.Column("vector_dim", sa.BigInteger(), nullable=False),
+        indexes=[["episode_id"], ["model_name"]],
     )
-    index("embeddings", "episode_id")
-    index("embeddings", "model_name")
 
     record_table(
         "spatiotemporal_index",
@@ -152,10 +150,8 @@ def upgrade() -> None:
         sa.Column("spatial_key", short(), nullable=False),
         sa.Column("temporal_key", short(), nullable=False),
         sa.Column("diversity_score", sa.Float()),
+        indexes=[["episode_id"], ["spatial_key", "temporal_key"], ["diversity_score"]],
     )
-    index("spatiotemporal_index", "episode_id")
-    index("spatiotemporal_index", "spatial_key", "temporal_key")
-    index("spatiotemporal_index", "diversity_score")
 
     head = op.create_table(
         "head",

@@ -13,6 +13,8 @@ import pytest
 
 from memory_store import ConfigurationError, Episode
 from memory_store.durable.changes import shard_of
+from memory_store.durable.connection import KeyedText
+from memory_store.durable.dialects.postgresql_words import server_text, with_array
 from memory_store.durable.partitions import RECORD_TABLES, is_partition, partition, partition_count
 from memory_store.durable.query import count_query, page_query, parse_order
 from memory_store.durable.statements import STATEMENTS, server_dialect
@@ -324,14 +326,16 @@ async def test_a_statement_touches_one_partition(plan: str, partitioned: Databas
         ours = part.rpartition("_p")[2]
         for parameter in HOT:
             text, values = parameter.values
-            touched = await scanned(connection, str(text), list(values))
+            touched = await scanned(connection, text, list(values))
             assert {table.rpartition("_p")[2] for table in touched} <= {ours}, (parameter.id, touched)
             assert touched or "insert" in str(parameter.id), parameter.id
 
 
 async def scanned(connection: asyncpg.Connection, text: str, values: list[Any]) -> set[str]:
     """Run a statement, undo it, and return the tables its plan has read."""
-    numbered = re.sub(r"\?", iter_numbers(), text) if "?" in text else text
+    numbered = server_text(text)
+    if isinstance(text, KeyedText):
+        values = with_array(text, values)
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -345,16 +349,12 @@ async def scanned(connection: asyncpg.Connection, text: str, values: list[Any]) 
     return set(read_tables(json.loads(found)[0]["Plan"]))
 
 
-def iter_numbers() -> Any:
-    """A replacement that counts: $1, $2, ..."""
-    counter = iter(range(1, 10_000))
-    return lambda _match: f"${next(counter)}"
-
-
 def literal(value: Any) -> str:
     """A value in SQL."""
     if isinstance(value, bytes):
         return f"'\\x{value.hex()}'"
+    if isinstance(value, list):
+        return f"ARRAY[{', '.join(map(literal, value))}]"
     return f"'{value}'" if isinstance(value, str) else str(value)
 
 

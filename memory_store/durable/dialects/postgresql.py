@@ -9,24 +9,17 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any, TypeVar
 
 import asyncpg
 
-from memory_store.durable.changes import CHANGES, HeadState
-from memory_store.durable.connection import ServerText
+from memory_store.durable.changes import HeadState
+from memory_store.durable.connection import KeyedText
 from memory_store.durable.dialects import ConnectionLostError, DismissedError, TransientError
-from memory_store.durable.dialects.postgresql_inserts import SETTINGS, insert_text
+from memory_store.durable.dialects.postgresql_inserts import insert_text
+from memory_store.durable.dialects.postgresql_words import copy_targets, restricted_words, server_text, with_array
 from memory_store.durable.runner import Runner
-from memory_store.durable.statements import (
-    STATEMENTS,
-    head_claim,
-    log_insert,
-    nonce_select,
-    server_dialect,
-    tail_select,
-)
+from memory_store.durable.statements import server_dialect
 from memory_store.errors import (
     ConfigurationError,
     ConstraintError,
@@ -35,7 +28,6 @@ from memory_store.errors import (
     DurableUnavailableError,
     StorageFullError,
 )
-from memory_store.records import RECORDS
 
 __all__ = ["Connection", "connect", "translate"]
 
@@ -44,50 +36,6 @@ T = TypeVar("T")
 # Rows from which COPY beats executemany: it costs a round trip more.
 _COPY_FROM = 64
 _ON_CONFLICT = " ON CONFLICT (namespace, id) DO NOTHING"
-
-
-_CLAIM = f"SELECT position, nonce, store_id, epoch, shard FROM head WHERE shard = $1 AND {SETTINGS} FOR UPDATE"  # noqa: S608
-
-
-@cache
-def _words() -> dict[str, str]:
-    """What is said in other words here than in SQLite's."""
-    return {
-        # Without the lock, a snapshot taken before a change of the schema would find its new tables empty.
-        "BEGIN": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE head IN ACCESS SHARE MODE",
-        "BEGIN IMMEDIATE": "BEGIN ISOLATION LEVEL READ COMMITTED",
-        # The head's row is locked before anything else, so that a shard has one writer at a time, as SQLite has.
-        head_claim(): _CLAIM,
-        "SELECT name FROM sqlite_master WHERE type = 'table'": (
-            "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
-        ),
-    }
-
-
-@cache
-def _copied() -> dict[str, tuple[str, list[str]]]:
-    """Table and columns of the inserts that can be made by COPY."""
-    known = {STATEMENTS[kind].insert: (spec.table.name, ["namespace", *spec.columns]) for kind, spec in RECORDS.items()}
-    return {**known, log_insert(): (CHANGES.name, [column.name for column in CHANGES.columns])}
-
-
-@cache
-def _restricted_words() -> dict[str, str]:
-    """What a role says that sees one namespace only, see `durable/row_security.py`."""
-    return {
-        tail_select(): "SELECT * FROM memory_store_tail($1, $2, $3, $4)",
-        nonce_select(): "SELECT nonce FROM memory_store_nonce($1, $2) AS nonce WHERE nonce IS NOT NULL",
-    }
-
-
-def _server_text(sql: str) -> str:
-    return str(sql) if type(sql) is ServerText else _translated(sql)
-
-
-@cache
-def _translated(sql: str) -> str:
-    pieces = _words().get(sql, sql).split("?")
-    return "".join(f"{piece}${number}" for number, piece in enumerate(pieces[:-1], 1)) + pieces[-1]
 
 
 class Cursor:
@@ -147,14 +95,17 @@ class Connection:
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Cursor:
         """Run a statement; without parameters and rows it goes as it is, in one round trip."""
-        text = _server_text(sql)
+        parameters = _texts(parameters)
+        if type(sql) is KeyedText:
+            parameters = with_array(sql, parameters)
+        text = server_text(sql)
         if self._restricted:
-            text = _restricted_words().get(sql, text)
+            text = restricted_words().get(sql, text)
         if self._limits and text.startswith("BEGIN"):
             text += self._limits
         if text.startswith(("SELECT", "WITH")) or " RETURNING " in text:
-            return Cursor(_rows(self._wait(self.driver.fetch(text, *_texts(parameters)))))
-        status = str(self._wait(self.driver.execute(text, *_texts(parameters))))
+            return Cursor(_rows(self._wait(self.driver.fetch(text, *parameters))))
+        status = str(self._wait(self.driver.execute(text, *parameters)))
         if text == "COMMIT" and status != "COMMIT":
             raise DurableError(f"the server ended a failed transaction with {status}")
         count = status.rpartition(" ")[2]
@@ -169,12 +120,12 @@ class Connection:
         rows = [_texts(row) for row in parameters]
         if not rows:
             return Cursor(None, 0)
-        copied = _copied().get(sql)
-        if copied is not None and len(rows) >= _COPY_FROM and not self._restricted:
-            table, columns = copied
+        target = copy_targets().get(sql)
+        if target is not None and len(rows) >= _COPY_FROM and not self._restricted:
+            table, columns = target
             self._wait(self.driver.copy_records_to_table(table, records=rows, columns=columns))
         else:
-            self._wait(self.driver.executemany(_server_text(sql.removesuffix(_ON_CONFLICT)), rows))
+            self._wait(self.driver.executemany(server_text(sql.removesuffix(_ON_CONFLICT)), rows))
         return Cursor(None, len(rows))
 
     def insert_and_commit(

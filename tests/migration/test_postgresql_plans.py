@@ -1,0 +1,70 @@
+"""The plans a server keeps: made while the tables are empty, they must be right when the tables have grown."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from memory_store.durable.dialects.postgresql_words import server_text
+from memory_store.durable.partitions import RECORD_TABLES
+from tests.migration.postgresql import Database, episode
+from tests.migration.test_postgresql_partitions import hot_statements
+
+# What reads many records of a namespace, whatever else it asks for.
+OF_MANY = ("list", "count")
+
+
+def lookups(node: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each scan of a record table in a plan: its index, if any, and the condition that the index is asked for."""
+    if "Index Name" in node and node.get("Relation Name", "episodes") in RECORD_TABLES:
+        yield node["Index Name"], node.get("Index Cond", "")
+    elif node["Node Type"] == "Seq Scan":
+        yield node["Relation Name"], ""
+    for child in node.get("Plans", ()):
+        yield from lookups(child)
+
+
+async def kept_plan(connection: asyncpg.Connection, text: str) -> dict[str, Any]:
+    """The plan that is kept for a statement."""
+    numbered = server_text(text)
+    count = max(int(number) for number in re.findall(r"\$(\d+)", numbered))
+    await connection.execute(f"PREPARE one AS {numbered}")
+    found = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE one({', '.join(['NULL'] * count)})")
+    await connection.execute("DEALLOCATE one")
+    plan: dict[str, Any] = json.loads(found)[0]["Plan"]
+    return plan
+
+
+@pytest.mark.parametrize("state", ["new", "a few records", "analyzed"])
+async def test_a_record_is_looked_up_by_its_key_and_not_by_way_of_its_namespace(state: str, database: Database) -> None:
+    async with database.connect(enable_seqscan="off", plan_cache_mode="force_generic_plan") as connection:
+        if state != "new":
+            await connection.execute("SELECT set_config('memory_store.writing', 'on', false)")
+            for number in range(8):  # each in a namespace of its own: the namespace alone says as much as the key
+                await connection.execute(episode(f"n{number}", "e"))
+        if state == "analyzed":
+            await connection.execute("ANALYZE episodes")
+        for name, text, _ in hot_statements():
+            if name.startswith(OF_MANY) or name.endswith("insert"):
+                continue
+            found = list(lookups(await kept_plan(connection, text)))
+            assert found, name
+            for index, condition in found:
+                assert "namespace = " in condition, (name, index)
+                assert re.search(r"\b(id|episode_id) = ", condition), (name, index, condition)
+
+
+async def test_the_same_of_the_keys_that_the_server_checks_itself(database: Database) -> None:
+    """The newest index is taken where all would cost the same; a foreign key's check is planned like any statement."""
+    async with database.connect() as connection:
+        newest = await connection.fetch(
+            "SELECT DISTINCT ON (indrelid) indrelid::regclass::text, indisprimary FROM pg_index "
+            "WHERE indrelid = ANY($1::text[]::regclass[]) ORDER BY indrelid, indexrelid DESC",
+            list(RECORD_TABLES),
+        )
+    assert {tuple(row) for row in newest} == {(table, True) for table in RECORD_TABLES}
