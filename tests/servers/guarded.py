@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+_STOP_S = 30.0
 GUARD = Path(__file__).with_name("guard.py")
 
 
@@ -66,3 +69,59 @@ class Guard:
             raise RuntimeError("the guard of a server died")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+class GuardedServer(ABC):
+    """A server that a test starts, stops and kills; `with` starts it, and ends it with its folders.
+
+    Args:
+        log: the file that has what it says.
+        guard: of its data and its folders.
+    """
+
+    def __init__(self, log: Path, guard: Guard) -> None:
+        self.log, self.pid = log, None
+        self._guard = guard
+
+    pid: int | None
+    """Of the server, None while it does not run."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Start the server, and return once it takes connections."""
+
+    @property
+    def running(self) -> bool:
+        """Whether the server process is there."""
+        if self.pid is not None and self._guard.wait() is not None:
+            self.pid = None
+        return self.pid is not None
+
+    def close(self) -> None:
+        """End the server and remove its temporary folders."""
+        self._guard.close()
+        self.pid = None
+
+    def log_tail(self, lines: int = 30) -> str:
+        """Return the last lines of the server's log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+    def _end(self, number: signal.Signals) -> None:
+        """Send it a signal and wait for its end."""
+        if self.pid is None or not self.running:
+            return
+        os.kill(self.pid, number)
+        if self._guard.wait(_STOP_S) is None:
+            raise TimeoutError(f"it did not end:\n{self.log_tail()}")
+        self.pid = None

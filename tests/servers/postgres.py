@@ -12,7 +12,7 @@ import psutil
 from sqlalchemy.engine import URL
 
 from tests.servers.databases import PostgresDatabases, Strategy
-from tests.servers.guarded import Guard
+from tests.servers.guarded import Guard, GuardedServer
 from tests.servers.installation import account, free_port, postgres_programs, short_folder
 
 StopMode = Literal["smart", "fast", "immediate"]
@@ -39,7 +39,7 @@ SETTINGS = {
 NOT_DURABLE = {"fsync": "off", "full_page_writes": "off"}
 
 
-class PostgresServer(PostgresDatabases):
+class PostgresServer(PostgresDatabases, GuardedServer):
     """A cluster of its own on a Unix socket and on 127.0.0.1; it never outlives this process.
 
     Args:
@@ -56,26 +56,15 @@ class PostgresServer(PostgresDatabases):
         self.socket_folder = short_folder("ms-pg-", in_memory=not durable)
         self.folder = self.socket_folder if folder is None else folder
         self.data = self.folder / "data"
-        self.log = self.folder / "postgres.log"
         self.port = free_port()
         self.settings = {**SETTINGS, **({} if durable else NOT_DURABLE), **(settings or {})}
-        self.pid: int | None = None
-        self._guard = Guard(self.data, self.socket_folder)
+        GuardedServer.__init__(self, self.folder / "postgres.log", Guard(self.data, self.socket_folder))
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             account().own(folder)
         strategy: Strategy = "WAL_LOG" if durable else "FILE_COPY"
-        super().__init__(f"postgresql://postgres@/postgres?host={self.socket_folder}", strategy)
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        url = f"postgresql://postgres@/postgres?host={self.socket_folder}"
+        PostgresDatabases.__init__(self, url, strategy)
 
     def tcp_url(self, database: str = "postgres", port: int | None = None, **query: str) -> str:
         """Return a URL over TCP; `port` is that of a proxy in between."""
@@ -86,13 +75,6 @@ class PostgresServer(PostgresDatabases):
     def socket(self) -> Path:
         """The Unix socket, by the name that is the default of every client (the port is part of the name)."""
         return self.socket_folder / ".s.PGSQL.5432"
-
-    @property
-    def running(self) -> bool:
-        """Whether the server process is there."""
-        if self.pid is not None and self._guard.wait() is not None:
-            self.pid = None
-        return self.pid is not None
 
     def start(self) -> Self:
         """Start the server, and return once it takes connections. Makes the cluster the first time."""
@@ -113,12 +95,7 @@ class PostgresServer(PostgresDatabases):
 
     def stop(self, mode: StopMode = "fast") -> None:
         """Shut the server down as `pg_ctl stop -m MODE` does."""
-        if self.pid is None or not self.running:
-            return
-        os.kill(self.pid, _SIGNALS[mode])
-        if self._guard.wait(_STOP_S) is None:
-            raise TimeoutError(f"PostgreSQL did not stop:\n{self.log_tail()}")
-        self.pid = None
+        self._end(_SIGNALS[mode])
 
     def kill(self) -> None:
         """Kill the server and all its processes at once: none of them gets to write or say anything more."""
@@ -142,11 +119,6 @@ class PostgresServer(PostgresDatabases):
         self.stop(mode)
         self.start()
 
-    def close(self) -> None:
-        """End the server and remove its temporary folder."""
-        self._guard.close()
-        self.pid = None
-
     def configure(self, **settings: str) -> None:
         """Change settings of a running server and wait until it has read them (those that need no restart)."""
         self.settings.update(settings)
@@ -164,12 +136,6 @@ class PostgresServer(PostgresDatabases):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"still not true: {question}\n{self.log_tail()}")
             time.sleep(0.02)
-
-    def log_tail(self, lines: int = 30) -> str:
-        """Return the last lines of the server's log."""
-        if not self.log.exists():
-            return ""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def promote(self) -> None:
         """Make a standby a primary; returns once it takes writes."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import time
 from pathlib import Path
 from typing import Self
 
-from tests.servers.guarded import Guard
+from tests.servers.guarded import Guard, GuardedServer
 from tests.servers.installation import free_port, redis_program, short_folder
 
 _START_S = 30.0
-_STOP_S = 30.0
 
 
-class RedisServer:
+class RedisServer(GuardedServer):
     """A Redis without persistence on a Unix socket and on 127.0.0.1; it never outlives this process.
 
     Args:
@@ -26,21 +24,9 @@ class RedisServer:
     def __init__(self, *, settings: dict[str, str] | None = None) -> None:
         self.folder = short_folder("ms-redis-")
         self.socket = self.folder / "redis.sock"
-        self.log = self.folder / "redis.log"
         self.port = free_port()
         self.settings = {"save": "", "appendonly": "no", "bind": "127.0.0.1", "databases": "64", **(settings or {})}
-        self.pid: int | None = None
-        self._guard = Guard(self.folder, self.folder)
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().__init__(self.folder / "redis.log", Guard(self.folder, self.folder))
 
     def url(self, database: int = 0) -> str:
         """Return the URL over the Unix socket."""
@@ -49,13 +35,6 @@ class RedisServer:
     def tcp_url(self, database: int = 0, port: int | None = None) -> str:
         """Return the URL over TCP; `port` is that of a proxy in between."""
         return f"redis://127.0.0.1:{port or self.port}/{database}"
-
-    @property
-    def running(self) -> bool:
-        """Whether the server process is there."""
-        if self.pid is not None and self._guard.wait() is not None:
-            self.pid = None
-        return self.pid is not None
 
     def start(self) -> Self:
         """Start the server, empty, and return once it takes connections."""
@@ -81,23 +60,6 @@ class RedisServer:
         """Stop and start on the same port: it comes back empty."""
         self.stop()
         self.start()
-
-    def close(self) -> None:
-        """End the server and remove its folder."""
-        self._guard.close()
-        self.pid = None
-
-    def log_tail(self, lines: int = 30) -> str:
-        """Return the last lines of the server's log."""
-        return "\n".join(self.log.read_text().splitlines()[-lines:]) if self.log.exists() else ""
-
-    def _end(self, number: signal.Signals) -> None:
-        if self.pid is None or not self.running:
-            return
-        os.kill(self.pid, number)
-        if self._guard.wait(_STOP_S) is None:
-            raise TimeoutError(f"Redis did not stop:\n{self.log_tail()}")
-        self.pid = None
 
     def _started(self) -> bool:
         everything = {"port": str(self.port), "unixsocket": str(self.socket), "dir": str(self.folder), **self.settings}
