@@ -32,7 +32,7 @@ bench: $(READY)
 # Peers live in an environment of their own: they pull in far more than the store may.
 bench-peers: $(READY)
 	test -d $(PEERS) || $(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[cli]'
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[cli,test]'
 	$(PEERS)/bin/python -m pip install --quiet -r tests/benchmarks/peers-requirements.txt
 	$(PEERS)/bin/python -m tests.benchmarks peers --write
 

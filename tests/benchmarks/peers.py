@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import aiosqlite
@@ -30,37 +28,13 @@ from langgraph.store.sqlite.aio import AsyncSqliteStore
 from memory_store import Episode
 
 from .baselines import open_quiet
-from .harness import Sizes, Workspace, compare, environment
+from .harness import Sizes, Workspace, environment
+from .peer import Peer, measure, payload
 from .rows import DOMAINS, episode, episodes
+from .server_peers import measure_server_peers
 
 _SPACE = ("bench",)
-_PACKAGES = ("langgraph-checkpoint-sqlite", "openai-agents", "google-adk")
-
-Act = Callable[[int], Awaitable[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """What a peer does: read the one record that is there, write the record of a number, search by a field."""
-
-    read: Act
-    write: Act
-    search: Act | None = None
-
-
-def _payload(number: int) -> dict[str, Any]:
-    record = episode(number)
-    return {
-        "id": record.id,
-        "task_type": record.task_type,
-        "domain": record.domain,
-        "created_at": record.created_at.isoformat(),
-        "status": record.status,
-        "reward_score": record.reward_score,
-        "context": record.context,
-        "reflection": record.reflection,
-        "metadata": record.metadata,
-    }
+_PACKAGES = ("langgraph-checkpoint-sqlite", "langgraph-checkpoint-postgres", "openai-agents", "google-adk")
 
 
 @asynccontextmanager
@@ -71,12 +45,12 @@ async def _langgraph_store(folder: Path, searched: int) -> AsyncIterator[Peer]:
         async with AsyncSqliteStore(connection) as store:
             await store.setup()
             for start in range(0, searched, 500):
-                payloads = [_payload(number) for number in range(start, min(start + 500, searched))]
+                payloads = [payload(number) for number in range(start, min(start + 500, searched))]
                 await asyncio.gather(*(store.aput(_SPACE, value["id"], value) for value in payloads))
-            await store.aput(("one",), "one", _payload(0))
+            await store.aput(("one",), "one", payload(0))
 
             async def write(number: int) -> None:
-                value = _payload(number)
+                value = payload(number)
                 await store.aput(("written",), value["id"], value)
 
             yield Peer(
@@ -95,7 +69,7 @@ async def _langgraph_saver(folder: Path, _: int) -> AsyncIterator[Peer]:
 
         async def write(number: int) -> None:
             config: Any = {"configurable": {"thread_id": str(number), "checkpoint_ns": ""}}
-            checkpoint = empty_checkpoint() | {"channel_values": {"episode": _payload(number)}}
+            checkpoint = empty_checkpoint() | {"channel_values": {"episode": payload(number)}}
             await saver.aput(config, checkpoint, {"source": "loop", "step": 1, "parents": {}}, {})
 
         await write(0)
@@ -124,7 +98,7 @@ async def _openai_async_session(folder: Path, _: int) -> AsyncIterator[Peer]:
 
 async def _session_peer(read: Any, written: Any) -> Peer:
     def item(number: int) -> dict[str, Any]:
-        return {"role": "user", "content": str(_payload(number))}
+        return {"role": "user", "content": str(payload(number))}
 
     await read.add_items([item(0)])
     return Peer(read=lambda _: read.get_items(), write=lambda number: written.add_items([item(number)]))
@@ -139,7 +113,7 @@ async def _adk_sessions(folder: Path, _: int) -> AsyncIterator[Peer]:
         written = await service.create_session(session_id="written", **names)
 
         def event(number: int) -> Event:
-            text = types.Content(role="user", parts=[types.Part(text=str(_payload(number)))])
+            text = types.Content(role="user", parts=[types.Part(text=str(payload(number)))])
             return Event(author="user", id=str(uuid.uuid4()), invocation_id=str(number), content=text)
 
         await service.append_event(read, event(0))
@@ -183,6 +157,7 @@ async def measure_peers(sizes: Sizes) -> dict[str, Any]:
             for name, opened in _PEERS.items():
                 async with opened(workspace.new("peer").parent, searched) as peer:
                     rows += await _compare(name, peer, ours, sizes)
+    rows += await measure_server_peers(sizes)
     return {
         "name": "peers",
         "peers": rows,
@@ -193,48 +168,15 @@ async def measure_peers(sizes: Sizes) -> dict[str, Any]:
 
 async def _compare(name: str, peer: Peer, ours: Peer, sizes: Sizes) -> list[dict[str, Any]]:
     rounds = sizes.fewer(12)
-    rows = [await _row(name, "read one, cached", peer.read, ours.read, rounds, count=min(sizes.slice, 50), budget=100)]
-    rows.append(await _row(name, "write one, alone", peer.write, ours.write, rounds, count=min(sizes.slice, 20)))
+    rows = [
+        await measure(name, "read one, cached", peer.read, ours.read, rounds, count=min(sizes.slice, 50), budget=100)
+    ]
+    rows.append(await measure(name, "write one, alone", peer.write, ours.write, rounds, count=min(sizes.slice, 20)))
     if "Saver" in name or "Store" in name:
         budget = 1.2 if "Store" in name else None
-        rows.append(await _row(name, "write, 64 at once", peer.write, ours.write, rounds, together=64, budget=budget))
+        rows.append(
+            await measure(name, "write, 64 at once", peer.write, ours.write, rounds, together=64, budget=budget)
+        )
     if peer.search is not None and ours.search is not None:
-        rows.append(await _row(name, "50 by a field, of 10,000", peer.search, ours.search, rounds, count=3))
+        rows.append(await measure(name, "50 by a field, of 10,000", peer.search, ours.search, rounds, count=3))
     return rows
-
-
-async def _row(
-    name: str,
-    operation: str,
-    theirs: Act,
-    mine: Act,
-    rounds: int,
-    *,
-    count: int = 1,
-    together: int = 1,
-    budget: float | None = None,
-) -> dict[str, Any]:
-    def timed(act: Act) -> Act:
-        async def slice_(number: int) -> float:
-            first = (number + 1) * count * together
-            start = perf_counter()
-            for place in range(count):
-                if together == 1:
-                    await act(first + place)
-                else:
-                    await asyncio.gather(*(act(first + place * together + each) for each in range(together)))
-            return (perf_counter() - start) / count / together
-
-        return slice_
-
-    found = await compare(timed(theirs), timed(mine), rounds, unit="µs")
-    verdict = "no budget" if budget is None else "met" if found.ratio >= budget else "missed"
-    return {
-        "peer": name,
-        "operation": operation,
-        "ratio": float(f"{found.ratio:.3g}"),
-        "budget": budget,
-        "verdict": verdict,
-        "peer_us": float(f"{found.ours:.4g}"),
-        "ours_us": float(f"{found.baseline:.4g}"),
-    }

@@ -75,8 +75,8 @@ def _looked_up(sql: KeyedText) -> str:
     """
     table = sql.table
     # OFFSET 0 keeps it from becoming a plain join, which would be planned as before.
-    one = f"(SELECT * FROM {table} WHERE namespace = $1 AND {sql.column} = keys.key OFFSET 0) AS {table}"
-    found = f"unnest($2::text[]) AS keys(key) CROSS JOIN LATERAL {one}"
+    one = f"(SELECT * FROM {table} WHERE namespace = $1 AND {sql.column} = asked.asked_key OFFSET 0) AS {table}"
+    found = f"unnest($2::text[]) AS asked(asked_key) CROSS JOIN LATERAL {one}"
     said = " ".join(sql.split())
     said = said.replace(f"{table} WHERE {sql.condition}", found)
     return said.replace(f"{table} ON {sql.condition}", f"({found}) ON true")
