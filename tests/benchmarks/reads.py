@@ -10,6 +10,7 @@ from memory_store.codec import CODECS, make_entry, pack_row, read_entry
 
 from .baselines import GET, aioconnect, filled, open_quiet, select_sql, some_ids
 from .harness import Measured, Sizes, Workspace, as_rate, compare, on_one_core
+from .ours import list_domains
 from .rows import DOMAINS, NAMESPACE, episodes, stored_row
 
 _decode = CODECS["episode"].decode
@@ -102,10 +103,7 @@ async def list_page(workspace: Workspace, sizes: Sizes) -> Measured:
     async with open_quiet(path) as store, aioconnect(path) as connection:
 
         async def ours(_: int) -> float:
-            start = perf_counter()
-            for domain in DOMAINS:
-                await store.episodes.list(Episode.c.domain == domain, order_by=Episode.c.created_at.desc(), limit=50)
-            return (perf_counter() - start) / len(DOMAINS)
+            return await list_domains(store)
 
         async def baseline(_: int) -> float:
             start = perf_counter()

@@ -13,13 +13,14 @@ from typing import Any
 
 import asyncpg
 
-from memory_store import Episode, MemoryStore
+from memory_store import MemoryStore
 from memory_store.codec import CODECS
 from memory_store.durable.changes import shard_of
 from memory_store.records import RECORDS
 from tests.servers.postgres import PostgresServer
 
 from .harness import Measured, Sizes, Workspace, as_rate, compare
+from .ours import list_domains, put_at_once, put_each
 from .rows import DOMAINS, NAMESPACE, episodes, steps, stored_row
 
 _decode = CODECS["episode"].decode
@@ -93,11 +94,7 @@ async def put(workspace: Workspace, sizes: Sizes) -> Measured:
     async with _opened(0) as (_, store, driver):
 
         async def ours(number: int) -> float:
-            records = list(episodes(count, number * count))
-            start = perf_counter()
-            for record in records:
-                await store.episodes.put(record)
-            return (perf_counter() - start) / count
+            return await put_each(store, count, number)
 
         async def baseline(number: int) -> float:
             rows = _rows(list(episodes(count, number * count)))
@@ -117,20 +114,13 @@ async def writers(workspace: Workspace, sizes: Sizes) -> Measured:
         asyncpg.create_pool(server.dsn(), min_size=_POOL, max_size=_POOL) as pool,
     ):
 
-        async def write(records: list[Episode]) -> None:
-            for record in records:
-                await store.episodes.put(record)
-
         async def insert(rows: list[tuple[Any, ...]]) -> None:
             for row in rows:
                 async with pool.acquire() as connection, connection.transaction():
                     await connection.execute(sql, *row)
 
         async def ours(number: int) -> float:
-            records = list(episodes(count, number * count))
-            start = perf_counter()
-            await asyncio.gather(*(write(records[place::_WRITERS]) for place in range(_WRITERS)))
-            return (perf_counter() - start) / count
+            return await put_at_once(store, count, number, _WRITERS)
 
         async def baseline(number: int) -> float:
             rows = _rows(list(episodes(count, number * count)))
@@ -175,10 +165,7 @@ async def list_page(workspace: Workspace, sizes: Sizes) -> Measured:
     async with _opened(sizes.rows) as (_, store, driver):
 
         async def ours(_: int) -> float:
-            start = perf_counter()
-            for domain in DOMAINS:
-                await store.episodes.list(Episode.c.domain == domain, order_by=Episode.c.created_at.desc(), limit=50)
-            return (perf_counter() - start) / len(DOMAINS)
+            return await list_domains(store)
 
         async def baseline(_: int) -> float:
             start = perf_counter()

@@ -16,6 +16,7 @@ from memory_store.clock import new_id, to_us
 
 from .baselines import aioconnect, connect, empty_database, insert_sql, open_quiet
 from .harness import Measured, Sizes, Workspace, as_rate, compare, on_one_core
+from .ours import put_at_once, put_each
 from .rows import NAMESPACE, episodes, steps, stored_row
 
 _INSERT = insert_sql("episode")
@@ -34,11 +35,7 @@ async def put_alone(workspace: Workspace, sizes: Sizes) -> Measured:
     async with open_quiet(workspace.new("put-alone")) as store, aioconnect(path) as connection:
 
         async def ours(number: int) -> float:
-            records = list(episodes(count, number * count))
-            start = perf_counter()
-            for record in records:
-                await store.episodes.put(record)
-            return (perf_counter() - start) / count
+            return await put_each(store, count, number)
 
         async def baseline(number: int) -> float:
             rows = _rows(list(episodes(count, number * count)))
@@ -64,15 +61,8 @@ async def _put_with(writers: int, workspace: Workspace, sizes: Sizes) -> Measure
     try:
         async with open_quiet(workspace.new("put-many-writers")) as store:
 
-            async def write(records: list[Episode]) -> None:
-                for record in records:
-                    await store.episodes.put(record)
-
             async def ours(number: int) -> float:
-                records = list(episodes(count, number * count))
-                start = perf_counter()
-                await asyncio.gather(*(write(records[place::writers]) for place in range(writers)))
-                return (perf_counter() - start) / count
+                return await put_at_once(store, count, number, writers)
 
             async def baseline(number: int) -> float:
                 rows = _rows(list(episodes(count, number * count)))
