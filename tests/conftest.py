@@ -31,20 +31,26 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=BACKENDS)
-def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A URL of a database without records, once for each backend; only the one in memory is still to be migrated."""
     if request.param.endswith("-redis"):
         monkeypatch.setenv("MEMORY_STORE_SHARED_CACHE", str(request.getfixturevalue("redis_url")))
     if request.param.startswith("postgresql"):
-        return str(request.getfixturevalue("database").url)
+        return str(request.getfixturevalue("server_url"))
     if request.param == "sqlite-memory":
         return "sqlite:///:memory:"
-    return f"sqlite:///{shutil.copy(request.getfixturevalue('migrated_file'), tmp_path / 'agent.db')}"
+    return str(request.getfixturevalue("file_url"))
 
 
 @pytest.fixture
-def file_url(tmp_path: Path) -> str:
-    """A URL of an empty SQLite file, for what only a file can show."""
+def file_url(migrated_file: Path, tmp_path: Path) -> str:
+    """A URL of a SQLite file without records, for what only a file can show."""
+    return f"sqlite:///{shutil.copy(migrated_file, tmp_path / 'agent.db')}"
+
+
+@pytest.fixture
+def absent_url(tmp_path: Path) -> str:
+    """A URL of a SQLite file that is not there yet."""
     return f"sqlite:///{tmp_path}/agent.db"
 
 
@@ -56,9 +62,8 @@ async def store(url: str) -> AsyncIterator[MemoryStore]:
 
 
 @pytest.fixture
-async def file_store(file_url: str, migrated_file: Path, tmp_path: Path) -> AsyncIterator[MemoryStore]:
+async def file_store(file_url: str) -> AsyncIterator[MemoryStore]:
     """An open store on a SQLite file."""
-    shutil.copy(migrated_file, tmp_path / "agent.db")
     async with MemoryStore(file_url, namespace="test-agent") as opened:
         yield opened
 

@@ -64,9 +64,9 @@ USES: dict[str, Callable[[MemoryStore], Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("use", USES)
-async def test_a_store_that_was_never_opened_says_so(use: str, file_url: str, tmp_path: Path) -> None:
+async def test_a_store_that_was_never_opened_says_so(use: str, absent_url: str, tmp_path: Path) -> None:
     with pytest.raises(StoreClosedError, match="not open"):
-        await USES[use](MemoryStore(file_url))
+        await USES[use](MemoryStore(absent_url))
     assert not list(tmp_path.iterdir())
 
 

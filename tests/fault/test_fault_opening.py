@@ -180,8 +180,8 @@ def _hold_locked(parent: Parent, path: str) -> None:
         connection.execute("ROLLBACK")
 
 
-async def test_a_lock_of_another_program_times_out_and_then_works(file_url: str, tmp_path: Path) -> None:
-    async with MemoryStore(file_url, timeout_s=0.2) as store:
+async def test_a_lock_of_another_program_times_out_and_then_works(absent_url: str, tmp_path: Path) -> None:
+    async with MemoryStore(absent_url, timeout_s=0.2) as store:
         await store.episodes.put(EPISODE)
         with Child(_hold_locked, str(tmp_path / "agent.db")) as locker:
             assert locker.receive() == "locked"
@@ -199,14 +199,14 @@ async def test_a_lock_of_another_program_times_out_and_then_works(file_url: str,
         assert (await store.episodes.update("known", expected_revision=1, status="completed")).revision == 2
 
 
-async def test_opening_a_locked_empty_file_times_out_and_then_works(file_url: str, tmp_path: Path) -> None:
+async def test_opening_a_locked_empty_file_times_out_and_then_works(absent_url: str, tmp_path: Path) -> None:
     with Child(_hold_locked, str(tmp_path / "agent.db")) as locker:
         assert locker.receive() == "locked"
         with pytest.raises(DurableTimeoutError):
-            await MemoryStore(file_url, timeout_s=0.2).open()
+            await MemoryStore(absent_url, timeout_s=0.2).open()
         locker.send("let go")
         locker.receive()
-    async with MemoryStore(file_url, timeout_s=0.2) as store:
+    async with MemoryStore(absent_url, timeout_s=0.2) as store:
         assert await store.episodes.count() == 0
 
 
@@ -219,9 +219,9 @@ async def _open_and_write(parent: Parent, url: str, id_: str) -> int:
 
 @pytest.mark.parametrize("processes", [2, 8])
 async def test_processes_that_open_an_empty_file_at_once_all_succeed(
-    processes: int, file_url: str, tmp_path: Path
+    processes: int, absent_url: str, tmp_path: Path
 ) -> None:
-    children = [Child(_open_and_write, file_url, f"e{i}") for i in range(processes)]
+    children = [Child(_open_and_write, absent_url, f"e{i}") for i in range(processes)]
     try:
         assert [child.receive() for child in children] == ["ready"] * processes
         for child in children:
@@ -230,7 +230,7 @@ async def test_processes_that_open_an_empty_file_at_once_all_succeed(
     finally:
         for child in children:
             child.__exit__(None, None, None)
-    async with MemoryStore(file_url) as store:
+    async with MemoryStore(absent_url) as store:
         assert await store.episodes.count() == processes
     assert integrity_problems(tmp_path / "agent.db") == []
     assert log_problems(tmp_path / "agent.db") == []

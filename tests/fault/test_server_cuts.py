@@ -66,10 +66,10 @@ async def write(path: WritePath, store: MemoryStore, tag: str) -> bool | None:
 @pytest.mark.parametrize("cut", list(Cut), ids=lambda cut: cut.name.lower())
 @pytest.mark.parametrize("path", WRITE_PATHS, ids=str)
 async def test_a_write_cut_off_at_any_message_is_made_once_or_not_at_all(
-    path: WritePath, cut: Cut, postgres_server: PostgresDatabases, postgres_url: str
+    path: WritePath, cut: Cut, postgres_server: PostgresDatabases, server_url: str
 ) -> None:
     """The server can be asked on another connection: nothing stays unknown. Only a block of the caller's may fail."""
-    async with through_proxy(postgres_server, postgres_url) as (store, proxy, truth):
+    async with through_proxy(postgres_server, server_url) as (store, proxy, truth):
         before, after = await states_of(path, store, truth)
         assert before != after
         failed = 0
@@ -128,10 +128,10 @@ READS: dict[str, Callable[[MemoryStore], Awaitable[Any]]] = {
 @pytest.mark.parametrize("cut", list(Cut), ids=lambda cut: cut.name.lower())
 @pytest.mark.parametrize("name", READS)
 async def test_a_read_cut_off_at_any_message_is_made_again(
-    name: str, cut: Cut, postgres_server: PostgresDatabases, postgres_url: str
+    name: str, cut: Cut, postgres_server: PostgresDatabases, server_url: str
 ) -> None:
     read = READS[name]
-    async with through_proxy(postgres_server, postgres_url, cache_max_bytes=0) as (store, proxy, truth):
+    async with through_proxy(postgres_server, server_url, cache_max_bytes=0) as (store, proxy, truth):
         await store.episodes.put_many([episode(id_, context={"mark": id_}) for id_ in "abc"])
         right = await read(store)
         for number in range(1, _MOST_MESSAGES):
@@ -147,10 +147,10 @@ async def test_a_read_cut_off_at_any_message_is_made_again(
 
 @pytest.mark.parametrize("half_close", [False, True], ids=["reset", "half-closed"])
 async def test_idle_connections_that_broke_are_not_noticed_by_callers(
-    half_close: bool, postgres_server: PostgresDatabases, postgres_url: str
+    half_close: bool, postgres_server: PostgresDatabases, server_url: str
 ) -> None:
     """All of the pool at once, as when a server was restarted or a firewall forgot them."""
-    async with through_proxy(postgres_server, postgres_url) as (store, proxy, truth):
+    async with through_proxy(postgres_server, server_url) as (store, proxy, truth):
         for round_ in range(5):
             async with asyncio.TaskGroup() as tasks:
                 for number in range(8):
@@ -165,10 +165,10 @@ async def test_idle_connections_that_broke_are_not_noticed_by_callers(
 
 @pytest.mark.parametrize("work", ["reads", "writes"])
 async def test_a_server_that_drops_every_connection_at_work_is_used_again_at_once(
-    work: str, postgres_server: PostgresDatabases, postgres_url: str
+    work: str, postgres_server: PostgresDatabases, server_url: str
 ) -> None:
     """Ten statements broken off by one event are not ten failures to reach the server: the breaker stays closed."""
-    async with through_proxy(postgres_server, postgres_url, pool_size=12, heads=16) as (store, proxy, truth):
+    async with through_proxy(postgres_server, server_url, pool_size=12, heads=16) as (store, proxy, truth):
         going_on = asyncio.Event()
         of_each_head = {shard_of(name, 16): store.namespace(name) for name in map("n{}".format, range(200))}
         used = list(of_each_head.values())[:10]
@@ -188,9 +188,9 @@ async def test_a_server_that_drops_every_connection_at_work_is_used_again_at_onc
 
 @pytest.mark.parametrize("direction", ["to_server", "to_client"])
 async def test_a_connection_cut_off_while_it_is_made_is_made_again(
-    direction: Literal["to_server", "to_client"], postgres_server: PostgresDatabases, postgres_url: str
+    direction: Literal["to_server", "to_client"], postgres_server: PostgresDatabases, server_url: str
 ) -> None:
-    async with through_proxy(postgres_server, postgres_url, hints=False) as (store, proxy, truth):
+    async with through_proxy(postgres_server, server_url, hints=False) as (store, proxy, truth):
         await store.episodes.put(episode("a", context={"mark": 1}))
         for count in (0, 1, 8, 9, 40, 100, 150, 300, 390, 450):
             proxy.drop_all()
@@ -206,12 +206,12 @@ async def test_a_connection_cut_off_while_it_is_made_is_made_again(
 
 
 async def test_an_opening_cut_off_at_any_request_leaves_a_database_that_opens(
-    postgres_server: PostgresDatabases, postgres_url: str
+    postgres_server: PostgresDatabases, server_url: str
 ) -> None:
     """Opening makes the schema: that is one transaction, so it is there or not."""
-    database = postgres_url.partition("?")[0].rpartition("/")[2]
+    database = server_url.partition("?")[0].rpartition("/")[2]
     outcomes = []
-    async with Proxy(postgres_server.upstream) as proxy, truth_of(postgres_url) as truth:
+    async with Proxy(postgres_server.upstream) as proxy, truth_of(server_url) as truth:
         through = postgres_server.url_through(proxy.port, database)
         for number in (*range(1, 12), 20, 40, 60, 80):
             rule = proxy.on_message(Nth(number, requests=True), Cut.BEFORE_REPLY)

@@ -40,10 +40,10 @@ async def settled(store: MemoryStore) -> None:
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("path", _PARTS, ids=str)
 async def test_a_write_cancelled_at_any_await_is_made_as_a_whole_or_not_at_all(
-    path: WritePath, moment: str, postgres_url: str
+    path: WritePath, moment: str, server_url: str
 ) -> None:
     """Nothing is left open or stale, and the next caller is not held up."""
-    async with MemoryStore(postgres_url, **SETTINGS) as store, truth_of(postgres_url) as truth:
+    async with MemoryStore(server_url, **SETTINGS) as store, truth_of(server_url) as truth:
         before, after = await states_of(path, store, truth)
 
         async def make(number: int) -> None:
@@ -82,10 +82,10 @@ _ONE_EACH = list(zip(_PARTS, itertools.cycle(INSTANTS)))
 
 @pytest.mark.parametrize(("path", "instant"), _ONE_EACH, ids=str)
 async def test_a_process_killed_while_it_writes_leaves_all_or_nothing(
-    path: WritePath, instant: str, postgres_server: PostgresDatabases, postgres_url: str
+    path: WritePath, instant: str, postgres_server: PostgresDatabases, server_url: str
 ) -> None:
     """Whoever comes next waits for nothing: what the dead process had locked is free."""
-    await kill_at(path, instant, postgres_server, postgres_url)
+    await kill_at(path, instant, postgres_server, server_url)
 
 
 async def kill_at(path: WritePath, instant: str, server: PostgresDatabases, url: str) -> None:
@@ -123,10 +123,10 @@ async def kill_at(path: WritePath, instant: str, server: PostgresDatabases, url:
 
 @pytest.mark.parametrize("path", WRITE_PATHS, ids=str)
 async def test_another_process_writes_the_same_record_at_some_message(
-    path: WritePath, postgres_server: PostgresDatabases, postgres_url: str
+    path: WritePath, postgres_server: PostgresDatabases, server_url: str
 ) -> None:
     """Each write is made on what the other left; revisions have no gap, and both caches are right."""
-    await meet_another(path, postgres_server, postgres_url, every=5)
+    await meet_another(path, postgres_server, server_url, every=5)
 
 
 async def meet_another(path: WritePath, server: PostgresDatabases, url: str, every: int) -> None:

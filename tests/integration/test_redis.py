@@ -50,7 +50,7 @@ def client(redis_url: str) -> redis_client.Redis:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, file_url: str) -> str:
-    return file_url if request.param == "sqlite" else str(request.getfixturevalue("postgres_url"))
+    return file_url if request.param == "sqlite" else str(request.getfixturevalue("server_url"))
 
 
 # What is shared

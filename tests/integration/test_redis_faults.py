@@ -68,7 +68,7 @@ async def two(url: str, redis_url: str, timeout_s: float = 20.0) -> AsyncIterato
 async def test_a_server_that_is_killed_and_comes_back_empty(
     database: str, server: RedisServer, request: pytest.FixtureRequest
 ) -> None:
-    url = request.getfixturevalue("file_url" if database == "sqlite" else "postgres_url")
+    url = request.getfixturevalue("absent_url" if database == "sqlite" else "postgres_url")
     async with two(url, server.url()) as (ours, theirs):
         await is_shared(ours, theirs)
         server.kill()

@@ -148,8 +148,8 @@ async def test_whatever_happens_no_read_is_out_of_date(
     assert sum(one.damaged for one in seen) == 0
 
 
-async def test_the_same_on_postgresql(postgres_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = await play(100, postgres_url, redis_url, monkeypatch)
+async def test_the_same_on_postgresql(server_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = await play(100, server_url, redis_url, monkeypatch)
     assert sum(one.hits for one in seen) > 10
 
 

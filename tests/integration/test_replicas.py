@@ -101,6 +101,6 @@ async def test_a_replica_of_another_database_is_never_believed(
         assert answered(store)[0] == 0
 
 
-async def test_a_replica_is_a_server(postgres_url: str) -> None:
+async def test_a_replica_is_a_server(server_url: str) -> None:
     with pytest.raises(ConfigurationError, match="no database on a server"):
-        await MemoryStore(postgres_url, replica_url="sqlite:///agent.db").open()
+        await MemoryStore(server_url, replica_url="sqlite:///agent.db").open()

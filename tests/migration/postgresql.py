@@ -90,6 +90,12 @@ def database(postgres_server: PostgresDatabases, migrated_template: str) -> Iter
     postgres_server.drop_database(name)
 
 
+@pytest.fixture
+def server_url(database: Database) -> str:
+    """The URL of such a database."""
+    return database.url
+
+
 def episode(namespace: str, id_: str, revision: int = 1) -> str:
     """An INSERT of an episode."""
     return (

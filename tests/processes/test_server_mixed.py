@@ -10,9 +10,9 @@ from tests.processes.server_mixed import run_on_server
 
 
 def test_four_processes_on_a_server_see_one_history(
-    tmp_path: Path, postgres_url: str, show: Callable[..., None]
+    tmp_path: Path, server_url: str, show: Callable[..., None]
 ) -> None:
-    operations, verdict = run_on_server(postgres_url, tmp_path, 6, seed=1)
+    operations, verdict = run_on_server(server_url, tmp_path, 6, seed=1)
     assert verdict.violations == []
     show(summary(operations, verdict, 6))
     for fresh in ("linearizable", "bounded"):
