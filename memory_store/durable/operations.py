@@ -84,9 +84,9 @@ class Put:
         if spec.parent is not None:
             follows = yield from place_parts(spec, self.namespace, rows, existing)
         pack = len(rows) <= PUBLISH_LIMIT
-        for index, row in enumerate(rows):
+        for row in rows:  # which are copies
             old = existing.get(row[0])
-            rows[index] = self.stamped(row, 1 if old is None else old[REVISION] + 1, context)
+            row[REVISION], row[UPDATED_AT] = 1 if old is None else old[REVISION] + 1, context.now_us
         if spec.number is not None and existing:
             # Rows that give their number up do so first, so that others of the batch can take it.
             place = spec.index(spec.number)

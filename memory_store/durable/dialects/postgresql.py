@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import asyncpg
@@ -108,8 +109,7 @@ class Connection:
         status = str(self._wait(self.driver.execute(text, *parameters)))
         if text == "COMMIT" and status != "COMMIT":
             raise DurableError(f"the server ended a failed transaction with {status}")
-        count = status.rpartition(" ")[2]
-        return Cursor(None, int(count) if count.isdigit() else -1)
+        return Cursor(None, _count(status))
 
     def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Cursor:
         """Run a statement for each member of `parameters`, in one round trip.
@@ -117,14 +117,16 @@ class Connection:
         An insert that leaves what exists alone is made as one that does not: rows that exist are refused here, with all
         others, since the server does not say how many there were.
         """
-        rows = [_texts(row) for row in parameters]
-        if not rows:
-            return Cursor(None, 0)
+        rest = map(_texts, parameters)
+        rows = list(islice(rest, _COPY_FROM))
         target = copy_targets().get(sql)
-        if target is not None and len(rows) >= _COPY_FROM and not self._restricted:
+        if target is not None and len(rows) == _COPY_FROM and not self._restricted:
             table, columns = target
-            self._wait(self.driver.copy_records_to_table(table, records=rows, columns=columns))
-        else:
+            # A row is made when its turn comes: all of them at once would keep the garbage collector busy.
+            copied = self.driver.copy_records_to_table(table, records=chain(rows, rest), columns=columns)
+            return Cursor(None, _count(self._wait(copied)))
+        rows += rest
+        if rows:
             self._wait(self.driver.executemany(server_text(sql.removesuffix(_ON_CONFLICT)), rows))
         return Cursor(None, len(rows))
 
@@ -165,6 +167,12 @@ class Connection:
             if translated is error:
                 raise
             raise translated from error
+
+
+def _count(status: str) -> int:
+    """Return how many rows a statement has touched, as its last words say; -1 where they do not."""
+    count = status.rpartition(" ")[2]
+    return int(count) if count.isdigit() else -1
 
 
 async def connect(dsn: str, timeout_s: float, server_settings: dict[str, str], **options: Any) -> Any:
