@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NoReturn
 
 from memory_store.cache.entries import Space
@@ -13,8 +12,6 @@ from memory_store.cache.shelf import Shelf
 from memory_store.clock import boot_s
 from memory_store.codec import Row
 from memory_store.config import Freshness, Limits
-from memory_store.durable.changes import HeadState
-from memory_store.durable.connection import Connection
 from memory_store.durable.log import read_head
 from memory_store.durable.operations import Operation
 from memory_store.durable.query import Query, head_in
@@ -203,19 +200,17 @@ class TieredAccess:
         if known is not None and known.total is not None:
             return known.total
         watermark = self.cache.position
-        head, total = await self.durable.scan.run(partial(self._count, query))
-        if self.asks_head_of is None or not self.cache.knows(head):
-            await self.coherence.catch_up()  # as in `rows_by_id`
+        # The position is read first: changes that come in between make the result void sooner than needed, never later.
+        head, total = await self.durable.scan.run(
+            lambda connection: (
+                read_head(connection, self.shard.number),
+                int(connection.execute(*query).fetchone()[0]),
+            )
+        )
+        await self.coherence.catch_up()  # as in `rows_by_id`
         if watermark <= head.position and self.cache.knows(head):  # else the database was taken back
             self.cache.put_result(reads, QueryResult(id=query.id, total=total), head.position)
         return total
-
-    def _count(self, query: Query, connection: Connection) -> tuple[HeadState, int]:
-        if self.asks_head_of is not None:
-            row = connection.execute(*query).fetchone()
-            return head_in(row), int(row[0])
-        # The position is read first: changes that come in between make the result void sooner than needed, never later.
-        return read_head(connection, self.shard.number), int(connection.execute(*query).fetchone()[0])
 
     def _refuse(self) -> NoReturn:
         if self._loop is not None:

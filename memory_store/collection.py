@@ -273,9 +273,9 @@ class Collection(Generic[R]):
 
         Freshness is that of `get`.
         """
-        access = self._access
-        query = count_query(access.dialect, self._spec, self._namespace, where, access.asks_head_of)
-        return await access.count(self._space, query, freshness)
+        return await self._access.count(
+            self._space, count_query(self._access.dialect, self._spec, self._namespace, where), freshness
+        )
 
     async def _page(
         self, where: Any, order_by: Any, limit: int, cursor: str | None

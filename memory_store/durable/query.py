@@ -177,29 +177,21 @@ _HEAD = (
 
 
 def head_in(row: Sequence[Any]) -> HeadState:
-    """Return the head that stands in a row of a query for a shard."""
+    """Return the head that stands in a row of a page's query for a shard."""
     position, nonce, store_id, epoch, shard = row[-1].split(" ")
     return HeadState(int(position), int(nonce), store_id, int(epoch), int(shard))
 
 
-def count_query(
-    dialect: Dialect,
-    spec: RecordSpec[Any],
-    namespace: str,
-    where: ColumnElement[bool] | None,
-    shard: int | None = None,
-) -> Query:
-    """Return the query that counts; with a shard, its head stands behind the count, for `head_in`."""
+def count_query(dialect: Dialect, spec: RecordSpec[Any], namespace: str, where: ColumnElement[bool] | None) -> Query:
+    """Return the query that counts."""
 
     def build() -> Select[Any]:
         if where is not None:
             _check_inside(spec, "where", where)
-        heads = [] if shard is None else [_HEAD]
-        return select(func.count(), *heads).select_from(spec.table).where(_within(spec, where))
+        return select(func.count()).select_from(spec.table).where(_within(spec, where))
 
     given = [] if where is None else [_own_expression(spec, where, "where")]
-    shape = ("count", spec.kind, where is None, shard is None)
-    return Query(*compiled(dialect, shape, given, {"namespace_": namespace, "shard_": shard}, build))
+    return Query(*compiled(dialect, ("count", spec.kind, where is None), given, {"namespace_": namespace}, build))
 
 
 def _within(spec: RecordSpec[Any], where: ColumnElement[bool] | None) -> ColumnElement[bool]:

@@ -192,8 +192,7 @@ class Connection:
 
     def count(self, parameters: Sequence[Any]) -> Cursor:
         [namespace] = parameters
-        total = sum(key[0] == "episode" and key[1] == namespace for key in self.tables())
-        return Cursor([(total, " ".join(map(str, self.head())))])  # the head is for a server's clients
+        return Cursor([(sum(key[0] == "episode" and key[1] == namespace for key in self.tables()),)])
 
     def get(self, kind: str, parameters: Sequence[Any]) -> Cursor:
         namespace, *ids = parameters

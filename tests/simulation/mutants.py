@@ -231,10 +231,6 @@ MUTANTS = (
         favourite="rewind",
     ),
     Mutant(
-        "a count does not bring the cache up",
-        (Edit(TieredAccess, "count", "if self.asks_head_of is None or not self.cache.knows(head):", "if False:"),),
-    ),
-    Mutant(
         "a counted number outlives changes",
         (Edit(CacheTier, "read_result", "entry_as_of(entry) < reads.changed", "False"),),
     ),
