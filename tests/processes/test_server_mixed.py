@@ -9,9 +9,7 @@ from tests.processes.mixed import summary
 from tests.processes.server_mixed import run_on_server
 
 
-def test_four_processes_on_a_server_see_one_history(
-    tmp_path: Path, server_url: str, show: Callable[..., None]
-) -> None:
+def test_four_processes_on_a_server_see_one_history(tmp_path: Path, server_url: str, show: Callable[..., None]) -> None:
     operations, verdict = run_on_server(server_url, tmp_path, 6, seed=1)
     assert verdict.violations == []
     show(summary(operations, verdict, 6))

@@ -28,8 +28,8 @@ def main() -> None:
 
 def hold(*urls: str) -> None:
     """Print the URLs, and wait for the end of input."""
-    print(*urls, sep="\n", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
+        print(*urls, sep="\n", flush=True)
         sys.stdin.read()
 
 
