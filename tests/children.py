@@ -56,7 +56,7 @@ def run_program(
         if process.exitcode is None:
             process.kill()
             raise TimeoutError(f"{arguments} is still running after {timeout_s} s")
-        return Done(process.exitcode, out.read_text("utf-8"), err.read_text("utf-8"))
+        return Done(process.exitcode, out.read_bytes().decode(), err.read_bytes().decode())
 
 
 def _become_program(
@@ -66,7 +66,9 @@ def _become_program(
         opened = os.open(path, flags | os.O_CREAT, 0o600)
         os.dup2(opened, number)
         os.close(opened)
-    sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, "w"), open(2, "w")  # noqa: SIM115
+    # As the interpreter opens them.
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w")  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

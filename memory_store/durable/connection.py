@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self
 
-__all__ = ["Connection", "Cursor", "KeyedText", "ServerText"]
+__all__ = ["Connection", "Cursor", "KeyedText", "ServerText", "keyed_condition"]
 
 
 class ServerText(str):
@@ -43,8 +43,12 @@ class KeyedText(str):
     @property
     def condition(self) -> str:
         """What restricts the table to the keys."""
-        places = ", ".join("?" * self.places)
-        return f"{self.table}.namespace = ? AND {self.table}.{self.column} IN ({places})"
+        return keyed_condition(self.table, self.column, self.places)
+
+
+def keyed_condition(table: str, column: str, places: int) -> str:
+    """Return what restricts a table to so many keys of a namespace."""
+    return f"{table}.namespace = ? AND {table}.{column} IN ({', '.join('?' * places)})"
 
 
 class Cursor(Protocol):

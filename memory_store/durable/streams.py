@@ -19,7 +19,7 @@ from sqlalchemy import JSON, Boolean, Column, Float, LargeBinary, String, Table
 from sqlalchemy.types import TypeDecorator
 
 from memory_store.durable.changes import CHANGES, IDEMPOTENCY
-from memory_store.durable.connection import Connection, KeyedText
+from memory_store.durable.connection import Connection, KeyedText, keyed_condition
 from memory_store.durable.log import STORE
 from memory_store.durable.statements import STATEMENTS, batch_size, idempotency_insert, pad
 from memory_store.errors import CodecError
@@ -226,8 +226,7 @@ def find_rows(connection: Connection, stream: Stream, keys: Iterable[tuple[str, 
 
 def _find_text(stream: Stream, places: int) -> str:
     table, key = stream.table.name, stream.key[1]
-    condition = f"{table}.namespace = ? AND {table}.{key} IN ({', '.join('?' * places)})"
-    text = f"SELECT {_quoted(stream.columns)} FROM {table} WHERE {condition}"
+    text = f"SELECT {_quoted(stream.columns)} FROM {table} WHERE {keyed_condition(table, key, places)}"
     return text if places == 1 else KeyedText(text, table, key, places)
 
 

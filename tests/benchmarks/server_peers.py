@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from langgraph.store.postgres.aio import AsyncPostgresStore
-from sqlalchemy.ext.asyncio import AsyncAttrs, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
 from memory_store import MemoryStore
@@ -41,7 +41,7 @@ async def _langgraph_store(server: PostgresServer) -> AsyncIterator[Peer]:
 async def _orm_sessions(server: PostgresServer) -> AsyncIterator[Peer]:
     """A mapped class over a table like `episodes`, one session a record."""
 
-    class Base(AsyncAttrs, DeclarativeBase):
+    class Base(DeclarativeBase):
         pass
 
     class Stored(Base):

@@ -75,9 +75,8 @@ def run_console(block: Block) -> None:
             continue
         words = shlex.split(with_servers(line[2:]), comments=True)
         if words[0] == "memory-store":
-            done = run_program(words[1:], Path.cwd(), os.environ)
-            if done.code != 0:
-                raise BlockError(f"{line!r} ended with {done.code}: {done.out}{done.err}")
+            done = run_program(words[1:], Path.cwd(), os.environ, timeout_s=60)
+            require_success(line, done.code, done.out + done.err)
         elif words[0] in ("alembic", "python"):
             run_command(line, [str(PROGRAMS / words[0]), *words[1:]])
         elif words[0] in ("pg_dump", "pg_restore"):
@@ -89,8 +88,12 @@ def run_console(block: Block) -> None:
 def run_command(line: str, command: list[str]) -> None:
     environment = {**os.environ, "ALEMBIC_CONFIG": str(REPOSITORY / "alembic.ini")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    if done.returncode != 0:
-        raise BlockError(f"{line!r} ended with {done.returncode}: {done.stdout}{done.stderr}")
+    require_success(line, done.returncode, done.stdout + done.stderr)
+
+
+def require_success(line: str, code: int, said: str) -> None:
+    if code != 0:
+        raise BlockError(f"{line!r} ended with {code}: {said}")
 
 
 def run_sql(block: Block) -> None:

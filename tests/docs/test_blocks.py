@@ -69,6 +69,7 @@ def test_blocks_run(page: Path, tmp_path: Path, servers: dict[str, str]) -> None
         ("```python\n1 / 0\n```\n", "ZeroDivisionError"),
         ("```python\nimport asyncio\nawait asyncio.sleep(0)\nprint(name)\n```\n", "NameError"),
         ("```console\n$ python -c 'raise SystemExit(3)'\n```\n", "ended with 3"),
+        ("```console\n$ memory-store check\n```\n", "ended with 3"),
         ("```console\n$ rm -rf nothing\n```\n", "do not know"),
     ],
 )

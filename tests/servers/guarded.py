@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-_STOP_S = 30.0
+STOP_S = 30.0
 GUARD = Path(__file__).with_name("guard.py")
 
 
@@ -80,11 +80,9 @@ class GuardedServer(ABC):
     """
 
     def __init__(self, log: Path, guard: Guard) -> None:
-        self.log, self.pid = log, None
-        self._guard = guard
-
-    pid: int | None
-    """Of the server, None while it does not run."""
+        self.log, self._guard = log, guard
+        self.pid: int | None = None
+        """Of the server, None while it does not run."""
 
     def __enter__(self) -> Self:
         try:
@@ -122,6 +120,6 @@ class GuardedServer(ABC):
         if self.pid is None or not self.running:
             return
         os.kill(self.pid, number)
-        if self._guard.wait(_STOP_S) is None:
+        if self._guard.wait(STOP_S) is None:
             raise TimeoutError(f"it did not end:\n{self.log_tail()}")
         self.pid = None

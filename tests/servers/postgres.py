@@ -12,14 +12,13 @@ import psutil
 from sqlalchemy.engine import URL
 
 from tests.servers.databases import PostgresDatabases, Strategy
-from tests.servers.guarded import Guard, GuardedServer
+from tests.servers.guarded import STOP_S, Guard, GuardedServer
 from tests.servers.installation import account, free_port, postgres_programs, short_folder
 
 StopMode = Literal["smart", "fast", "immediate"]
 
 _SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _START_S = 60.0
-_STOP_S = 60.0
 
 # Small, and with all its memory in its own folder: a server that was killed leaves nothing in /dev/shm.
 SETTINGS = {
@@ -106,9 +105,9 @@ class PostgresServer(PostgresDatabases, GuardedServer):
         children = postmaster.children(recursive=True)
         for process in (*children, postmaster):
             process.kill()
-        self._guard.wait(_STOP_S)
+        self._guard.wait(STOP_S)
         self.pid = None
-        deadline = time.monotonic() + _STOP_S
+        deadline = time.monotonic() + STOP_S
         while not all(map(_gone, children)):
             if time.monotonic() > deadline:
                 raise TimeoutError("processes of a killed PostgreSQL are still there")
