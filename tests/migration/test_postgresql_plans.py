@@ -12,7 +12,8 @@ import pytest
 
 from memory_store.durable.dialects.postgresql_words import server_text
 from memory_store.durable.partitions import RECORD_TABLES
-from tests.migration.postgresql import Database, episode
+from memory_store.durable.statements import STATEMENTS
+from tests.migration.postgresql import Database, episode, step
 from tests.migration.test_postgresql_partitions import hot_statements
 
 # What reads many records of a namespace, whatever else it asks for.
@@ -57,6 +58,25 @@ async def test_a_record_is_looked_up_by_its_key_and_not_by_way_of_its_namespace(
             for index, condition in found:
                 assert "namespace = " in condition, (name, index)
                 assert re.search(r"\b(id|episode_id) = ", condition), (name, index, condition)
+
+
+async def test_many_keys_are_looked_up_one_by_one_in_a_table_nobody_has_analyzed(database: Database) -> None:
+    async with database.connect(enable_seqscan="off", plan_cache_mode="force_generic_plan") as connection:
+        await connection.execute("SELECT set_config('memory_store.writing', 'on', false)")
+        for table, insert in (("episodes", episode("n", "e%s")), ("steps", step("n", "s%s", "e%s"))):
+            await connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
+            insert = insert.replace("'", "''")
+            await connection.execute(
+                f"DO $$ BEGIN FOR i IN 1..3000 LOOP EXECUTE replace('{insert}', '%s', i::text); END LOOP; END $$"
+            )
+        for kind in ("episode", "step"):
+            statements = STATEMENTS[kind]
+            texts = [statements.get_by_id(512), statements.get_many(512), statements.get_with_head(512)]
+            if kind == "step":
+                texts.append(statements.last_numbers(512))
+            for text in texts:
+                for index, condition in lookups(await kept_plan(connection, text)):
+                    assert re.search(r"\b(id|episode_id) = (?!ANY)", condition), (kind, index, condition, text)
 
 
 async def test_the_same_of_the_keys_that_the_server_checks_itself(database: Database) -> None:
