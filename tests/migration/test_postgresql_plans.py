@@ -10,9 +10,12 @@ from typing import Any
 import asyncpg
 import pytest
 
+from memory_store import Episode
 from memory_store.durable.dialects.postgresql_words import server_text
 from memory_store.durable.partitions import RECORD_TABLES
-from memory_store.durable.statements import STATEMENTS
+from memory_store.durable.query import page_query, parse_order
+from memory_store.durable.statements import STATEMENTS, server_dialect
+from memory_store.records import RECORDS
 from tests.migration.postgresql import Database, episode, step
 from tests.migration.test_postgresql_partitions import hot_statements
 
@@ -60,15 +63,20 @@ async def test_a_record_is_looked_up_by_its_key_and_not_by_way_of_its_namespace(
                 assert re.search(r"\b(id|episode_id) = ", condition), (name, index, condition)
 
 
+async def grow(connection: asyncpg.Connection) -> None:
+    """Put 3,000 episodes of a step each into one namespace; the server does not look at them by itself."""
+    await connection.execute("SELECT set_config('memory_store.writing', 'on', false)")
+    for table, insert in (("episodes", episode("n", "e%s")), ("steps", step("n", "s%s", "e%s"))):
+        await connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
+        quoted = insert.replace("'", "''")
+        await connection.execute(
+            f"DO $$ BEGIN FOR i IN 1..3000 LOOP EXECUTE replace('{quoted}', '%s', i::text); END LOOP; END $$"
+        )
+
+
 async def test_many_keys_are_looked_up_one_by_one_in_a_table_nobody_has_analyzed(database: Database) -> None:
     async with database.connect(enable_seqscan="off", plan_cache_mode="force_generic_plan") as connection:
-        await connection.execute("SELECT set_config('memory_store.writing', 'on', false)")
-        for table, insert in (("episodes", episode("n", "e%s")), ("steps", step("n", "s%s", "e%s"))):
-            await connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
-            insert = insert.replace("'", "''")
-            await connection.execute(
-                f"DO $$ BEGIN FOR i IN 1..3000 LOOP EXECUTE replace('{insert}', '%s', i::text); END LOOP; END $$"
-            )
+        await grow(connection)
         for kind in ("episode", "step"):
             statements = STATEMENTS[kind]
             texts = [statements.get_by_id(512), statements.get_many(512), statements.get_with_head(512)]
@@ -77,6 +85,19 @@ async def test_many_keys_are_looked_up_one_by_one_in_a_table_nobody_has_analyzed
             for text in texts:
                 for index, condition in lookups(await kept_plan(connection, text)):
                     assert re.search(r"\b(id|episode_id) = (?!ANY)", condition), (kind, index, condition, text)
+
+
+async def test_the_plan_of_a_page_is_kept(database: Database) -> None:
+    async with database.connect(enable_seqscan="off") as connection:
+        await grow(connection)
+        await connection.execute("ANALYZE")
+        newest = parse_order(RECORDS["episode"], Episode.c.created_at.desc())
+        page = page_query(server_dialect(), RECORDS["episode"], "n", Episode.c.domain == "web", newest, 51, None, 3)
+        prepared = await connection.prepare(server_text(page.text))
+        for _ in range(12):
+            assert len(await prepared.fetch(*page.parameters)) == 51
+        counted = "SELECT generic_plans FROM pg_prepared_statements WHERE statement = $1"
+        assert await connection.fetchval(counted, server_text(page.text)) > 0
 
 
 async def test_the_same_of_the_keys_that_the_server_checks_itself(database: Database) -> None:
