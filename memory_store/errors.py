@@ -16,7 +16,11 @@ MemoryStoreError
 │   ├── SchemaMismatchError         the database is at another revision than this library
 │   ├── ConstraintError             the database refused the rows
 │   └── StorageFullError            no space left; nothing was written
-└── CacheError                      the cache tier failed; the durable tier is not affected
+├── CacheError                      the cache tier failed; the durable tier is not affected
+└── SearchError
+    ├── QuerySyntaxError            an expert query is malformed
+    ├── DimensionMismatchError      a vector has another size than those it is compared with
+    └── EmbedderError               the model that makes vectors failed, or returned something else
 
 `retryable` says whether the same call can be made again without risk of doing its work twice.
 A programmer's mistake (a wrong argument type, a wrong method) stays a `TypeError`.
@@ -31,15 +35,19 @@ __all__ = [
     "ConfigurationError",
     "ConflictError",
     "ConstraintError",
+    "DimensionMismatchError",
     "DurableError",
     "DurableTimeoutError",
     "DurableUnavailableError",
+    "EmbedderError",
     "InvalidRecordError",
     "MemoryStoreError",
     "PositionLostError",
+    "QuerySyntaxError",
     "RecordError",
     "RecordNotFoundError",
     "SchemaMismatchError",
+    "SearchError",
     "StorageFullError",
     "StoreClosedError",
 ]
@@ -214,3 +222,46 @@ class CacheError(MemoryStoreError):
     """The cache tier failed. The durable tier is not affected."""
 
     tier = "cache"
+
+
+class SearchError(MemoryStoreError):
+    """A search cannot be answered as asked. Nothing was written."""
+
+
+class QuerySyntaxError(SearchError):
+    """An expert query is malformed.
+
+    Attributes:
+        query: the query.
+        at: index of the character where it goes wrong.
+    """
+
+    def __init__(self, message: str, *, query: str = "", at: int = 0) -> None:
+        super().__init__(message)
+        self.query = query
+        self.at = at
+
+
+class DimensionMismatchError(SearchError):
+    """A vector has another size than those it is to be compared with.
+
+    Attributes:
+        expected: numbers that the stored vectors have.
+        actual: numbers that this one has.
+    """
+
+    def __init__(self, message: str, *, expected: int = 0, actual: int = 0) -> None:
+        super().__init__(message)
+        self.expected = expected
+        self.actual = actual
+
+
+class EmbedderError(SearchError):
+    """The model that makes vectors failed, could not be reached, or returned something that is no vector.
+
+    Nothing was written. `retryable` says whether the same texts may go through later.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable

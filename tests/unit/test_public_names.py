@@ -92,6 +92,10 @@ def test_the_tree_of_errors() -> None:
         "ConstraintError": "DurableError",
         "StorageFullError": "DurableError",
         "CacheError": "MemoryStoreError",
+        "SearchError": "MemoryStoreError",
+        "QuerySyntaxError": "SearchError",
+        "DimensionMismatchError": "SearchError",
+        "EmbedderError": "SearchError",
     }
     assert errors.MemoryStoreError.__base__ is Exception
 
@@ -128,6 +132,9 @@ def test_errors_survive_pickling(name: str) -> None:
         "CommitUnknownError": {"token": "store.1.a"},
         "PositionLostError": {"position": 7, "head": 5},
         "SchemaMismatchError": {"found": "1", "expected": "2"},
+        "QuerySyntaxError": {"query": '"open', "at": 5},
+        "DimensionMismatchError": {"expected": 384, "actual": 256},
+        "EmbedderError": {"retryable": True},
     }
     error = getattr(errors, name)("message", **own.get(name, {"kind": "step"}))
     again = pickle.loads(pickle.dumps(error))
