@@ -15,8 +15,10 @@ from memory_store.durable.changes import HeadState, new_nonce
 from memory_store.durable.commits import LogWriter, rollback, unknown_commit
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import ConnectionLostError, is_refusal, translate
+from memory_store.durable.documents import INDEX_AT_ONCE, make_document
 from memory_store.durable.log import Commit, CommitToken
 from memory_store.durable.operations import Ask, Collision, Context, Operation, Put, PutTogether, Work
+from memory_store.durable.text_index import Document
 from memory_store.errors import CommitUnknownError, ConstraintError, RecordError
 
 __all__ = ["Applied", "InDoubtError", "drive", "run_batch", "run_in_savepoint"]
@@ -83,8 +85,15 @@ def _insert_at_once(
     nonce = new_nonce()
     made = Applied(Commit(known.position + 1, nonce, context.changes, known), [[row] for row in rows])
     values = [(put.namespace, *row) for put, row in zip(puts, rows, strict=True)]
+    documents: list[Document] = []
+    behind: set[str] = set()
+    if len(rows) <= INDEX_AT_ONCE:
+        documents = [make_document(kind, namespace, row) for namespace, *row in values]
+    else:
+        behind = {put.namespace for put in puts}
     try:
-        return made if insert(kind, values, known, nonce, log.actor, context.now_us) else None
+        done = insert(kind, values, known, nonce, log.actor, context.now_us, documents, sorted(behind))
+        return made if done else None
     except ConstraintError:
         return None
     except ConnectionLostError as error:

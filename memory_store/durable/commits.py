@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from memory_store.durable.changes import Change, HeadState, new_nonce
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import outcome_is_unknown
+from memory_store.durable.documents import record_documents
 from memory_store.durable.log import Commit, CommitToken, Run, read_run
 from memory_store.durable.operations import Context
 from memory_store.durable.schema import require_current
@@ -77,6 +78,7 @@ class LogWriter:
             [(position,)] = connection.execute(head_update(), (nonce, head.shard)).fetchall()
             rows = _log_rows(changes, head._replace(position=position, nonce=nonce), self.actor, context.now_us)
             connection.executemany(log_insert(), rows)
+            record_documents(connection, changes, head.shard, position)
             commit(connection, CommitToken(head.store_id, position, nonce, head.shard))
         except BaseException:
             rollback(connection)

@@ -14,17 +14,21 @@ spoils the order of the index, and a page of 50 takes 0.3 ms instead of 0.09.
 from __future__ import annotations
 
 from memory_store.durable.changes import CHANGES, HEAD, IDEMPOTENCY
+from memory_store.durable.documents import BACKLOG, DOCUMENTS
 from memory_store.durable.partitions import RECORD_TABLES, Execute
 from memory_store.errors import ConfigurationError
 
-__all__ = ["secure"]
+__all__ = ["OWNED", "secure"]
+
+OWNED = (*RECORD_TABLES, IDEMPOTENCY.name, DOCUMENTS.name, BACKLOG.name)
+"""The tables whose rows each belong to a namespace."""
 
 _OURS = "namespace = nullif(current_setting('memory_store.namespace', true), '')"
 # What concerns the database as a whole has no namespace; everyone must see it.
 _OURS_IN_LOG = f"{_OURS} OR kind = 'store'"
 
 _POLICIES = [
-    *((table, "ALL", f"USING ({_OURS}) WITH CHECK ({_OURS})") for table in (*RECORD_TABLES, IDEMPOTENCY.name)),
+    *((table, "ALL", f"USING ({_OURS}) WITH CHECK ({_OURS})") for table in OWNED),
     (CHANGES.name, "SELECT", f"USING ({_OURS_IN_LOG})"),
     (CHANGES.name, "INSERT", f"WITH CHECK ({_OURS} AND kind <> 'store')"),
 ]
@@ -52,7 +56,7 @@ $$""",
 }
 
 _GRANTS = [
-    *(f"SELECT, INSERT, UPDATE, DELETE ON {table}" for table in (*RECORD_TABLES, IDEMPOTENCY.name)),
+    *(f"SELECT, INSERT, UPDATE, DELETE ON {table}" for table in OWNED),
     f"SELECT, INSERT ON {CHANGES.name}",
     # Every writer counts on; which database it is, and which life of it, is not theirs to change.
     f"SELECT, UPDATE (position, nonce, writing) ON {HEAD.name}",
@@ -66,9 +70,9 @@ _GRANTS = [
 def secure(execute: Execute, role: str) -> None:
     """Let a role that does not own the tables read and write one namespace at a time, and no other role any.
 
-    Policies are put on the record tables, `idempotency` and `changes`, once, whoever they are for; then the role is
-    granted what the library needs. Safe to call again, and for several roles. In the caller's transaction, as the
-    owner of the tables, whom row-level security does not concern.
+    Policies are put on the tables of records and what belongs to them, and `changes`, once, whoever they are for; then
+    the role is granted what the library needs. Safe to call again, and for several roles. In the caller's transaction,
+    as the owner of the tables, whom row-level security does not concern.
 
     Args:
         execute: runs a statement in that transaction, such as SQLAlchemy's `Connection.exec_driver_sql`.
@@ -105,7 +109,7 @@ def _put_policies(execute: Execute) -> None:
             "SELECT relname::text FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relrowsecurity"
         ).fetchall()
     }
-    tables = [*RECORD_TABLES, IDEMPOTENCY.name, CHANGES.name]
+    tables = [*OWNED, CHANGES.name]
     if secured.issuperset(tables):
         return
     # The head before the others, as every writer and reader does, or one of them and this would wait for each other.

@@ -18,6 +18,7 @@ from memory_store.durable.changes import CHANGES, HEAD, IDEMPOTENCY
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import translate
 from memory_store.durable.dialects.sqlite import copy_database
+from memory_store.durable.documents import BACKLOG, DOCUMENTS
 from memory_store.durable.engine import ServerTarget, Target
 from memory_store.durable.lock import FileLock
 from memory_store.errors import DurableUnavailableError, SchemaMismatchError
@@ -39,12 +40,12 @@ __all__ = [
     "upgrade",
 ]
 
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0003"
 """Revision this library reads and writes. A constant, because asking Alembic costs 100 ms on every start; a test holds
 it to the newest file under `migrations/versions`."""
 
 # All tables are known to Alembic once this is imported.
-assert {HEAD, CHANGES, IDEMPOTENCY} <= set(METADATA.tables.values())
+assert {HEAD, CHANGES, IDEMPOTENCY, DOCUMENTS, BACKLOG} <= set(METADATA.tables.values())
 
 
 UNFINISHED_COPY = "unfinished-copy"

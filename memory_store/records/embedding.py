@@ -123,4 +123,5 @@ EMBEDDING = RecordSpec(
     field_limits=(("content", "content_bytes"),),
     parent="episode_id",
     order=("created_at", "id"),
+    searched=("content",),
 )

@@ -92,4 +92,11 @@ class Episode(Record):
         self._require("success_rate", rate is None or 0 <= rate <= 1, "must lie between 0 and 1")
 
 
-EPISODE = RecordSpec(record=Episode, table=_TABLE, ttl_s=3600, size_limit="episode_bytes", history=True)
+EPISODE = RecordSpec(
+    record=Episode,
+    table=_TABLE,
+    ttl_s=3600,
+    size_limit="episode_bytes",
+    history=True,
+    searched=("task_type", "domain", "context", "reflection"),
+)

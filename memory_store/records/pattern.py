@@ -93,5 +93,11 @@ def _digest(value: Any) -> str:
 
 
 PATTERN = RecordSpec(
-    record=Pattern, table=_TABLE, ttl_s=1800, size_limit="pattern_bytes", warm_by="usage_count", history=True
+    record=Pattern,
+    table=_TABLE,
+    ttl_s=1800,
+    size_limit="pattern_bytes",
+    warm_by="usage_count",
+    history=True,
+    searched=("pattern_type", "domain", "pattern_data"),
 )

@@ -69,6 +69,7 @@ class RecordSpec(Generic[R]):
         number: integer column the store fills per parent (1, 2, 3, ...) when it is None.
         warm_by: column whose highest values are cached first in a rebuild; parts come with their episode.
         history: whether the change log keeps the versions that were replaced or deleted.
+        searched: fields whose text full-text search looks at.
     """
 
     record: type[R]
@@ -81,6 +82,7 @@ class RecordSpec(Generic[R]):
     number: str | None = None
     warm_by: str = "created_at"
     history: bool = False
+    searched: tuple[str, ...] = ()
     columns: tuple[str, ...] = field(init=False)
     """Names of the columns in row order, without `namespace`."""
     parent_index: int | None = field(init=False)

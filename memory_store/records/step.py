@@ -72,4 +72,5 @@ STEP = RecordSpec(
     parent="episode_id",
     order=("step_number",),
     number="step_number",
+    searched=("tool_name", "action", "result"),
 )

@@ -40,6 +40,7 @@ async def secured(request: pytest.FixtureRequest, database: Database, role: str)
             await connection.execute(
                 "INSERT INTO idempotency VALUES ($1, 'key', 'episode', '\\x00', 'e', '\\x00', 2)", namespace
             )
+            await connection.execute(DOCUMENT, namespace)
     await database.run(secure, role)
     if request.param == "partitioned":
         await database.run(partition, 4)
@@ -52,7 +53,11 @@ def agent(database: Database, role: str, namespace: str | None = OURS) -> Any:
     return database.connect(role.replace('"', '""'), **settings)
 
 
-TABLES = [*RECORD_TABLES, "idempotency"]
+DOCUMENT = (
+    "INSERT INTO documents (namespace, kind, id, at, revision, length, corpus, terms) "
+    "VALUES ($1, 'episode', 'e', 1, 1, 1, 'c', 'cterm:1')"
+)
+TABLES = [*RECORD_TABLES, "idempotency", "documents", "backlog"]
 
 
 async def test_it_sees_its_own_rows_only(secured: Database, role: str) -> None:
@@ -84,7 +89,7 @@ async def test_it_changes_nothing_of_others(secured: Database, role: str) -> Non
         async with agent(secured, role) as connection:
             for table in TABLES:
                 assert await connection.execute(f"DELETE FROM {table} WHERE namespace = '{THEIRS}'") == "DELETE 0"
-                key = "key" if table == "idempotency" else "id"
+                key = "key" if table in ("idempotency", "backlog") else "id"
                 update = f"UPDATE {table} SET {key} = 'y' WHERE namespace = '{THEIRS}'"
                 assert await connection.execute(update) == "UPDATE 0"
             refused = [

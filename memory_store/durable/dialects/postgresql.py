@@ -18,9 +18,11 @@ from memory_store.durable.changes import HeadState
 from memory_store.durable.connection import KeyedText
 from memory_store.durable.dialects import ConnectionLostError, DismissedError, TransientError
 from memory_store.durable.dialects.postgresql_inserts import insert_text
+from memory_store.durable.dialects.postgresql_text import arrays_of
 from memory_store.durable.dialects.postgresql_words import copy_targets, restricted_words, server_text, with_array
 from memory_store.durable.runner import Runner
 from memory_store.durable.statements import server_dialect
+from memory_store.durable.text_index import Document
 from memory_store.errors import (
     ConfigurationError,
     ConstraintError,
@@ -131,9 +133,17 @@ class Connection:
         return Cursor(None, len(rows))
 
     def insert_and_commit(
-        self, kind: str, rows: Sequence[Sequence[Any]], head: HeadState, nonce: int, actor: str, at: int
+        self,
+        kind: str,
+        rows: Sequence[Sequence[Any]],
+        head: HeadState,
+        nonce: int,
+        actor: str,
+        at: int,
+        documents: Sequence[Document],
+        behind: Sequence[str],
     ) -> bool:
-        """Insert rows that are new, log them at the position after `head` and commit, in one round trip.
+        """Insert rows that are new, log them at the position after `head`, index them and commit, in one round trip.
 
         Args:
             kind: of the records.
@@ -142,6 +152,8 @@ class Connection:
             nonce: of the commit.
             actor: author of the changes.
             at: the commit's time, in microseconds.
+            documents: what the full-text index gets.
+            behind: namespaces whose rows are indexed later.
 
         Returns:
             Whether it was done; False where others have committed since `head`, and where the session cannot keep the
@@ -154,7 +166,8 @@ class Connection:
         if self._limits:
             return False
         columns = zip(*(_texts(row) for row in rows), strict=True)
-        parameters = (nonce, head.shard, head.position, head.nonce, actor, at, *columns)
+        indexed = arrays_of(documents)
+        parameters = (nonce, head.shard, head.position, head.nonce, actor, at, behind, *indexed, *columns)
         return bool(self._wait(self.driver.fetch(insert_text(kind), *parameters)))
 
     def _wait(self, answer: Coroutine[Any, Any, T]) -> T:

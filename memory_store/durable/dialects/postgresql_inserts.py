@@ -1,9 +1,9 @@
 """New records committed in one round trip, in one statement: PostgreSQL's way of the commonest write.
 
-One statement advances the head, inserts the rows and logs them, and is its own transaction. It does so only if the head
-still is where this process saw it, so its position is known before it is sent, and an unknown outcome can be resolved
-like any other. Where others have committed meanwhile it does nothing, and where a record exists it fails as a whole;
-then the transaction of several statements does it.
+One statement advances the head, inserts the rows, logs and indexes them, and is its own transaction. It does so only if
+the head still is where this process saw it, so its position is known before it is sent, and an unknown outcome can be
+resolved like any other. Where others have committed meanwhile it does nothing, and where a record exists it fails as a
+whole; then the transaction of several statements does it.
 """
 
 # ruff: noqa: S608 - made of our own names
@@ -32,10 +32,14 @@ SETTINGS = (
 
 @cache
 def insert_text(kind: str) -> str:
-    """New nonce, shard, position and nonce of the head seen, actor, time, then an array for each column -> position."""
+    """Nonce, shard, position and nonce of the head seen, actor, time, and arrays: see below -> position.
+
+    The arrays are the namespaces left in the backlog, those of the documents' columns, those of the rows' columns.
+    """
     spec = RECORDS[kind]
     columns = ["namespace", *spec.columns]
-    arrays = ", ".join(f"${number}::{_type(spec.table, name)}[]" for number, name in enumerate(columns, 7))
+    first = 8 + len(_DOCUMENT)
+    arrays = ", ".join(f"${number}::{_type(spec.table, name)}[]" for number, name in enumerate(columns, first))
     names = ", ".join(columns)
     return (
         f"WITH new AS MATERIALIZED (SELECT * FROM unnest({arrays}) WITH ORDINALITY AS u({names}, idx)), "
@@ -45,9 +49,25 @@ def insert_text(kind: str) -> str:
         "log_ AS (INSERT INTO changes (shard, position, idx, kind, namespace, key, parent, operation, revision, actor, "
         "at, nonce, image) "
         f"SELECT $2::int, head_.position, new.idx - 1, '{spec.kind}', new.namespace, new.id, {_parent(spec)}, "
-        "'insert', new.revision, $5::text, $6::bigint, $1::bigint, NULL FROM new, head_) "
+        "'insert', new.revision, $5::text, $6::bigint, $1::bigint, NULL FROM new, head_), "
+        f"{_INDEXED} "
         "SELECT position FROM head_"
     )
+
+
+# A document may be there without its record: left by a plain DELETE that is still in the backlog.
+_NUMBERS = ("at", "revision", "length")
+_DOCUMENT = ("namespace", "kind", "id", "place", "at", "revision", "length", "corpus", "terms")
+_INDEXED = (
+    "behind_ AS (INSERT INTO backlog (shard, position, namespace) "
+    "SELECT $2::int, head_.position, left_behind FROM unnest($7::text[]) AS left_behind, head_), "
+    f"documents_ AS (INSERT INTO documents ({', '.join(_DOCUMENT)}) "
+    f"SELECT {', '.join('terms::tsvector' if name == 'terms' else name for name in _DOCUMENT)} FROM unnest("
+    + ", ".join(f"${number}::{'bigint' if name in _NUMBERS else 'text'}[]" for number, name in enumerate(_DOCUMENT, 8))
+    + f") AS document({', '.join(_DOCUMENT)}), head_ ON CONFLICT (namespace, kind, id) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in _DOCUMENT[3:])
+    + ")"
+)
 
 
 def _parent(spec: RecordSpec[Any]) -> str:

@@ -1,0 +1,150 @@
+"""PostgreSQL's full-text index: a tsvector a document, with a GIN index over them, read term by term.
+
+PostgreSQL's own ranking knows nothing of how common a word is, and reads every document that has one. What is read here
+are postings; how often a term is in a document follows from `ts_rank` of that term alone, which is
+sum(1/j^2, j = 1..count) / (pi^2 / 6) where all weights are 1 (src/backend/utils/adt/tsrank.c).
+"""
+
+# ruff: noqa: S608 - made of our own names
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+from math import pi
+from typing import Any
+
+from memory_store.durable.connection import Connection
+from memory_store.durable.text_index import Condition, Document, Gone, Posting
+from memory_store.text.queries import Expression
+
+__all__ = ["ServerTextIndex", "arrays_of"]
+
+_COLUMNS = ("namespace", "kind", "id", "parent", "place", "at", "revision", "length", "corpus", "terms")
+_WRITE = (
+    f"INSERT INTO documents ({', '.join(_COLUMNS)}) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, CAST(CAST(? AS text) AS tsvector)) "
+    "ON CONFLICT (namespace, kind, id) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[3:])
+)
+_DROP = "DELETE FROM documents WHERE namespace = ? AND kind = ? AND id = ?"
+_DROP_OF_PARENT = "DELETE FROM documents WHERE namespace = ? AND kind = ? AND parent = ?"
+_EQUAL = "CAST('{1,1,1,1}' AS real[])"
+
+# Beyond this a count is an estimate: it only says that a term is common.
+_MOST_COUNTED = 20_000
+# A tsvector keeps no more places of a term, and no place behind this one.
+_MOST_PLACES, _LAST_PLACE = 255, 16_383
+_RANKS = [total / (pi * pi / 6) for total in accumulate(1 / (j * j) for j in range(1, _MOST_PLACES + 1))]
+# Neighbouring ranks differ by more than this; `ts_rank` is a float of 24 bits.
+_TOLERANCE = 1e-6
+
+
+class ServerTextIndex:
+    """See `TextIndex`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def write(self, documents: Sequence[Document], gone: Sequence[Gone]) -> None:
+        """Delete, then insert or replace."""
+        for namespace, kind, id_, parent in gone:
+            drop, key = (_DROP_OF_PARENT, parent) if id_ is None else (_DROP, id_)
+            self._connection.execute(drop, (namespace, kind, key))
+        if documents:
+            self._connection.executemany(_WRITE, [(*one[:-1], vector_text(one)) for one in documents])
+
+    def statistics(self, namespace: str, kind: str) -> tuple[int, float]:
+        """Count all."""
+        sql = "SELECT count(*), avg(length)::float8 FROM documents WHERE namespace = ? AND kind = ?"
+        [(count, average)] = self._connection.execute(sql, (namespace, kind)).fetchall()
+        return int(count), float(average or 0)
+
+    def frequencies(self, corpus: str, terms: Sequence[str]) -> list[int]:
+        """Count up to a bound, all terms in one statement."""
+        sql = (
+            "SELECT asked.place, (SELECT count(*) FROM (SELECT 1 FROM documents WHERE terms @@ asked.query "
+            f"LIMIT {_MOST_COUNTED}) AS found) "
+            "FROM unnest(CAST(? AS text[])::tsquery[]) WITH ORDINALITY AS asked(query, place)"
+        )
+        rows = self._connection.execute(sql, ([_query(corpus, term) for term in terms],)).fetchall()
+        counted = dict(rows)
+        return [int(counted[place]) for place in range(1, len(terms) + 1)]
+
+    def postings(self, corpus: str, term: str, condition: Condition, limit: int) -> list[Posting]:
+        """Read documents by way of the index."""
+        rows = self._connection.execute(
+            f"SELECT d.key, ts_rank({_EQUAL}, d.terms, asked.query), d.length FROM documents AS d, "
+            f"(SELECT CAST(CAST(? AS text) AS tsquery) AS query) AS asked "
+            f"WHERE d.terms @@ asked.query AND {condition.sql} LIMIT {int(limit)}",
+            (_query(corpus, term), *condition.parameters),
+        )
+        return [Posting(key, _count(rank), length) for key, rank, length in rows]
+
+    def matching(self, corpus: str, terms: Sequence[str], condition: Condition, limit: int) -> list[int]:
+        """Newest first: by the key, which is given in order."""
+        return self._match(" | ".join(_query(corpus, term) for term in terms), condition, limit)
+
+    def matching_expression(self, corpus: str, expression: Expression, condition: Condition, limit: int) -> list[int]:
+        """Say it as a tsquery."""
+        return self._match(_in_words(corpus, expression), condition, limit)
+
+    def _match(self, query: str, condition: Condition, limit: int) -> list[int]:
+        rows = self._connection.execute(
+            "SELECT d.key FROM documents AS d WHERE d.terms @@ CAST(CAST(? AS text) AS tsquery) "
+            f"AND {condition.sql} ORDER BY d.key DESC LIMIT {int(limit)}",
+            (query, *condition.parameters),
+        )
+        return [key for (key,) in rows]
+
+    def meeting(self, condition: Condition, limit: int) -> list[int]:
+        """Ask the documents alone."""
+        sql = f"SELECT d.key FROM documents AS d WHERE {condition.sql} LIMIT {int(limit)}"
+        return [key for (key,) in self._connection.execute(sql, condition.parameters)]
+
+    def counts(
+        self, namespace: str, keys: Sequence[int], corpus: str, terms: Sequence[str]
+    ) -> list[tuple[int, int, list[int]]]:
+        """Let the server look each term up in each document."""
+        ranks = "".join(f", ts_rank({_EQUAL}, terms, CAST(CAST(? AS text) AS tsquery))" for _ in terms)
+        sql = f"SELECT key, length{ranks} FROM documents WHERE namespace = ? AND key = ANY(CAST(? AS bigint[]))"
+        rows = self._connection.execute(sql, (*(_query(corpus, term) for term in terms), namespace, list(keys)))
+        return [(key, length, [_count(rank) for rank in found]) for key, length, *found in rows]
+
+    def ids(self, namespace: str, keys: Sequence[int]) -> dict[int, str]:
+        """Look them up."""
+        sql = "SELECT key, id FROM documents WHERE namespace = ? AND key = ANY(CAST(? AS bigint[]))"
+        return dict(self._connection.execute(sql, (namespace, list(keys))).fetchall())
+
+
+def arrays_of(documents: Sequence[Document]) -> list[list[Any]]:
+    """Return the columns of documents without a parent, in the order of `postgresql_inserts`."""
+    rows = [(*one[:3], *one[4:-1], vector_text(one)) for one in documents]
+    return [[row[index] for row in rows] for index in range(len(Document._fields) - 1)]
+
+
+def vector_text(document: Document) -> str:
+    """Return a document's terms as the text of a tsvector, each with its places."""
+    corpus, places = document.corpus, {}
+    for place, term in enumerate(document.terms, 1):
+        places.setdefault(term, []).append(str(min(place, _LAST_PLACE)))
+    return " ".join(f"'{corpus}{term}':{','.join(found)}" for term, found in places.items())
+
+
+def _query(corpus: str, term: str) -> str:
+    return f"'{corpus}{term[:-1]}':*" if term.endswith("*") else f"'{corpus}{term}'"
+
+
+def _count(rank: float) -> int:
+    return 0 if rank <= 0 else bisect_left(_RANKS, rank - _TOLERANCE) + 1
+
+
+def _in_words(corpus: str, expression: Expression) -> str:
+    """Return an expression as a tsquery, https://www.postgresql.org/docs/current/datatype-textsearch.html."""
+    if expression.operator == "phrase":
+        return f"({' <-> '.join(_query(corpus, term) for term in expression.terms)})"
+    left, right = (_in_words(corpus, side) for side in expression.sides)
+    return f"({left} {_OPERATORS[expression.operator]} {right})"
+
+
+_OPERATORS: dict[Any, str] = {"and": "&", "or": "|", "not": "& !"}

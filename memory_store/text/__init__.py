@@ -1,0 +1,1 @@
+"""Text as full text sees it: words into terms, records into documents."""
