@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 from memory_store.access import TieredAccess
@@ -13,7 +14,10 @@ from memory_store.collection import Access, Collection, Parts
 from memory_store.config import Settings, check_namespace
 from memory_store.errors import ConfigurationError
 from memory_store.feed import LoggedChange, follow
+from memory_store.recall import Search
 from memory_store.records import RECORDS, Embedding, Episode, Pattern, SpatiotemporalEntry, Step
+from memory_store.search.asked import Mode, Syntax, Where, ask
+from memory_store.search.results import SearchResults
 from memory_store.telemetry import Telemetry, spanned
 from memory_store.transaction import UnitOfWork
 
@@ -71,6 +75,7 @@ class Namespace(Collections):
         self._access = TieredAccess(check_namespace(namespace), settings.limits, shelf)
         super().__init__(namespace, shelf, self._access)
         self._settings, self._shelf, self._telemetry = settings, shelf, telemetry
+        self._search = Search(namespace, self._access)
 
     @property
     def position(self) -> int:
@@ -109,6 +114,54 @@ class Namespace(Collections):
                 raise
             await work.commit()
             span.set(position=work.position)
+
+    async def search(
+        self,
+        query: str,
+        *,
+        kinds: str | Iterable[str] | None = None,
+        where: Where | None = None,
+        mode: Mode = "hybrid",
+        limit: int = 10,
+        at: datetime | None = None,
+        syntax: Syntax = "plain",
+        cursor: str | None = None,
+    ) -> SearchResults:
+        """Return the records that answer a query best, of this namespace, as of now: every acknowledged write counts.
+
+        Text is searched word by word, whatever their order, endings, accents and case; identifiers by the words they
+        are made of; Chinese, Japanese, Korean and Thai by neighbouring characters. What is rare counts more. An answer
+        is remembered for five minutes, and forgotten as soon as a kind it was found in changes.
+
+        Args:
+            query: what is sought, 10,000 characters at most. It is text, whatever it looks like.
+            kinds: "episode", "step", "pattern", "embedding", or several; all of which `where` says something when
+                absent.
+            where: an expression such as `Episode.c.domain == "web"`, or several which must all hold. One over episodes
+                also says of steps and embeddings what their episode must be like.
+            mode: "text", "vector", or "hybrid" for both.
+            limit: hits wanted, 1 to 1,000.
+            at: leave out what was created after this moment.
+            syntax: "expert" reads `query` as an expression: words, "phrases", prefix*, AND, OR, NOT, parentheses.
+            cursor: of the results before, asked for with the same arguments.
+
+        Raises:
+            QuerySyntaxError: an expert query is malformed.
+            ConfigurationError: an argument has a value it cannot have, or the cursor is of another search.
+            DurableError: the database cannot be read.
+        """
+        asked = ask(
+            self._access.dialect,
+            self.name,
+            query,
+            kinds=kinds,
+            where=where,
+            mode=mode,
+            syntax=syntax,
+            limit=limit,
+            at=at,
+        )
+        return await self._search.search(asked, cursor)
 
     def follow(self, *, after: str = "end") -> AsyncIterator[LoggedChange]:
         """Yield every change of this namespace, in order, at least once: `async for change in store.follow(): ...`.

@@ -183,6 +183,7 @@ class MemoryStore(Namespace):
             self._telemetry.close()
         try:
             for shard in self._shards or ():
+                await shard.indexer.close()
                 await shard.writer.drain()
             if self._keeper is not None:
                 await self._keeper.close()

@@ -55,7 +55,7 @@ class UnitOfWork:
         self._exclusive, self._timeout_s = exclusive, timeout_s
         self.position = 0
         """Of the commit, once it has been made and if it changed anything."""
-        self._context = Context(now_us(), [], 0)
+        self._context = Context.new(now_us(), 0)
         self._held = ExitStack()
         self._state = "open"
         self._watch: asyncio.TimerHandle | None = None

@@ -23,6 +23,7 @@ from memory_store.cache.tier import CacheTier
 from memory_store.cache.trail import SharingTier
 from memory_store.config import Settings
 from memory_store.durable.changes import HeadState, shard_of
+from memory_store.durable.indexing import Indexer
 from memory_store.durable.log import Run, look
 from memory_store.durable.tier import Durable
 from memory_store.errors import ConfigurationError
@@ -48,6 +49,7 @@ class Shard:
         self.tier = CacheTier(shelf, head) if link is None else SharingTier(shelf, head)
         self.coherence = Coherence(self.tier, settings.freshness, settings.staleness_s, settings.outage_staleness_s)
         self.writer = durable.writer(self.coherence, head)
+        self.indexer = Indexer(self.writer, head.shard)
         self.reader = durable.reader(self.coherence)
         self.through = ReadThrough(self.tier, self.reader)
         if link is not None and isinstance(self.tier, SharingTier):

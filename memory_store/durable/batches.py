@@ -50,7 +50,7 @@ def run_batch(connection: Connection, operations: Sequence[Operation], log: LogW
         return at_once
     for run_all in (_run_together, _run_bare, _run_in_savepoints):
         opened = log.begin(connection, known)
-        context = Context(now_us(), [], opened.head.position + 1)
+        context = Context.new(now_us(), opened.head.position + 1)
         try:
             outcomes = run_all(connection, operations, context)
         except Collision:
@@ -77,17 +77,20 @@ def _insert_at_once(
     kind = _simple_kind(operations[0])
     if kind is None:
         return None
-    context = Context(now_us(), [], known.position + 1)
+    context = Context.new(now_us(), known.position + 1)
     puts = cast("Sequence[Put]", operations)
     together = PutTogether(puts)
     rows = together.stamped(context)
     together.note(rows, context)
     nonce = new_nonce()
-    made = Applied(Commit(known.position + 1, nonce, context.changes, known), [[row] for row in rows])
+    at_once = len(rows) <= INDEX_AT_ONCE
+    made = Applied(
+        Commit(known.position + 1, nonce, context.changes, known, leaves_behind=not at_once), [[row] for row in rows]
+    )
     values = [(put.namespace, *row) for put, row in zip(puts, rows, strict=True)]
     documents: list[Document] = []
     behind: set[str] = set()
-    if len(rows) <= INDEX_AT_ONCE:
+    if at_once:
         documents = [make_document(kind, namespace, row) for namespace, *row in values]
     else:
         behind = {put.namespace for put in puts}

@@ -87,7 +87,9 @@ def expected_objects() -> dict[_Key, _Object]:
         objects["table", table.name] = _Object(table.name, {c.name: _column_shape(c) for c in table.columns})
         for index in table.indexes:
             make = f"DROP INDEX IF EXISTS {index.name}", _text(CreateIndex(index))
-            shape = [c.name for c in index.columns], bool(index.unique), "btree", True
+            said = index.dialect_options["postgresql"]
+            rows = None if said["where"] is None else str(said["where"])
+            shape = [c.name for c in index.columns], bool(index.unique), said["using"] or "btree", rows, True
             objects["index", str(index.name)] = _Object(table.name, shape, make)
         for key in table.constraints:
             if isinstance(key, PrimaryKeyConstraint | UniqueConstraint | ForeignKeyConstraint):
@@ -204,7 +206,7 @@ _NAMES = (
 )
 _INDEXES = (
     "SELECT i.relname::text, c.relname::text, " + _NAMES.format("indkey::int2[]", "indrelid") + ", indisunique, "
-    "amname::text, indisvalid AND indisready AND indpred IS NULL AND indexprs IS NULL "
+    "amname::text, btrim(pg_get_expr(indpred, indrelid), '()'), indisvalid AND indisready AND indexprs IS NULL "
     "FROM pg_index x JOIN pg_class c ON c.oid = indrelid JOIN pg_class i ON i.oid = indexrelid "
     "JOIN pg_am m ON m.oid = i.relam WHERE {} "
     "AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid AND contype IN ('p', 'u', 'x'))"
@@ -249,8 +251,8 @@ def _found(connection: Connection) -> dict[_Key, _Object]:
     found: dict[_Key, _Object] = {("table", table): _Object(table, shape) for table, shape in columns.items()}
     for name, expression, body in rows(_FUNCTIONS):
         found["function", name] = _Object("", _expression(expression) or " ".join(body.split()))
-    for name, table, names, unique, method, valid in rows(_INDEXES):
-        found["index", name] = _Object(table, (list(names), unique, method, valid))
+    for name, table, names, unique, method, of_rows, valid in rows(_INDEXES):
+        found["index", name] = _Object(table, (list(names), unique, method, of_rows, valid))
     for name, table, kind, names, referred, referred_names, on_delete, valid in rows(_KEYS):
         deletes = on_delete if kind == "f" else None
         found["key", name] = _Object(table, (kind, list(names), referred, list(referred_names), deletes, valid))

@@ -6,17 +6,18 @@ well, and it says what others have committed meanwhile. It is taken back before 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from memory_store.durable.changes import Change, HeadState, new_nonce
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import outcome_is_unknown
-from memory_store.durable.documents import record_documents
+from memory_store.durable.documents import record_documents, write_behind
 from memory_store.durable.log import Commit, CommitToken, Run, read_run
 from memory_store.durable.operations import Context
 from memory_store.durable.schema import require_current
-from memory_store.durable.statements import head_claim, head_update, log_insert
+from memory_store.durable.statements import head_claim, head_release, head_update, log_insert
+from memory_store.durable.text_index import Document, Gone
 from memory_store.errors import CommitUnknownError, DurableUnavailableError
 
 __all__ = ["LogWriter", "Opened", "rollback", "unknown_commit"]
@@ -64,26 +65,40 @@ class LogWriter:
             raise
 
     def commit(self, connection: Connection, context: Context, opened: Opened) -> Commit:
-        """Advance the head, log the changes and commit; without changes, end the transaction.
+        """Advance the head, log and index the changes and commit; without changes, end the transaction.
 
         Raises:
             CommitUnknownError: nobody can say whether it happened.
         """
         changes, head = context.changes, opened.head
         if not changes:
+            if context.behind:
+                _commit_index(connection, context.behind)
             rollback(connection)
-            return Commit(before=opened.before)
+            return Commit(before=opened.before, indexed=len(context.behind))
         nonce = new_nonce()
         try:
             [(position,)] = connection.execute(head_update(), (nonce, head.shard)).fetchall()
             rows = _log_rows(changes, head._replace(position=position, nonce=nonce), self.actor, context.now_us)
             connection.executemany(log_insert(), rows)
-            record_documents(connection, changes, head.shard, position)
+            write_behind(connection, context.behind)
+            complete = record_documents(connection, changes, head.shard, position)
             commit(connection, CommitToken(head.store_id, position, nonce, head.shard))
         except BaseException:
             rollback(connection)
             raise
-        return Commit(position, nonce, changes, head, opened.before)
+        return Commit(position, nonce, changes, head, opened.before, len(context.behind), not complete)
+
+
+def _commit_index(connection: Connection, behind: Sequence[Document | Gone]) -> None:
+    """Commit what the index was behind with: no change of a record, and nothing that anybody follows."""
+    try:
+        write_behind(connection, behind)
+        connection.execute(head_release())
+        connection.execute("COMMIT")
+    except BaseException:
+        rollback(connection)
+        raise
 
 
 def _log_rows(changes: list[Change], head: HeadState, actor: str, at: int) -> Iterator[tuple[Any, ...]]:

@@ -37,10 +37,12 @@ __all__ = [
     "PLACE_SEPARATOR",
     "WHOLE_NAMESPACE",
     "corpus_of",
+    "forget_documents",
     "leave_all_behind",
     "leave_behind",
     "make_document",
     "record_documents",
+    "write_behind",
 ]
 
 INDEX_AT_ONCE = 16
@@ -131,14 +133,18 @@ def _place(row: Sequence[Any]) -> str:
     return f"{row[episode.index('domain')]}{PLACE_SEPARATOR}{row[episode.index('task_type')]}"
 
 
-def record_documents(connection: Connection, changes: Sequence[Change], shard: int, position: int) -> None:
-    """Bring the index up to the changes of a commit, in its transaction, or note that this is still to be done."""
+def record_documents(connection: Connection, changes: Sequence[Change], shard: int, position: int) -> bool:
+    """Bring the index up to the changes of a commit, in its transaction, or note that this is still to be done.
+
+    Returns:
+        Whether it was brought up to them.
+    """
     searched = [change for change in changes if change.kind in SEARCHED]
     if not searched:
-        return
+        return True
     if len(searched) > INDEX_AT_ONCE or any(change.body == b"" for change in searched):
         leave_behind(connection, shard, position, {change.namespace for change in searched})
-        return
+        return False
     documents: dict[tuple[str, str, str | None], Document] = {}
     gone: list[Gone] = []
     for change in searched:
@@ -150,6 +156,14 @@ def record_documents(connection: Connection, changes: Sequence[Change], shard: i
             for key in [key for key, document in documents.items() if gone[-1].covers(document)]:
                 del documents[key]
     text_index(connection).write(list(documents.values()), gone)
+    return True
+
+
+def write_behind(connection: Connection, behind: Sequence[Document | Gone]) -> None:
+    """Bring in what the index was behind with."""
+    if behind:
+        documents = {item[:3]: item for item in behind if isinstance(item, Document)}
+        text_index(connection).write(list(documents.values()), [item for item in behind if isinstance(item, Gone)])
 
 
 def leave_behind(connection: Connection, shard: int, position: int, namespaces: Iterable[str]) -> None:
@@ -161,8 +175,16 @@ def leave_behind(connection: Connection, shard: int, position: int, namespaces: 
 
 
 def leave_all_behind(connection: Connection, shards: int) -> None:
-    """Note that nothing is indexed yet of any namespace."""
-    for kind in SEARCHED:
-        found = connection.execute(f"SELECT DISTINCT namespace FROM {RECORDS[kind].table.name}").fetchall()  # noqa: S608
-        for (namespace,) in found:
-            leave_behind(connection, shard_of(namespace, shards), WHOLE_NAMESPACE, [namespace])
+    """Note that nothing is indexed yet of any namespace, in the caller's transaction."""
+    tables = [*(RECORDS[kind].table.name for kind in SEARCHED), DOCUMENTS.name]
+    found = " UNION ".join(f"SELECT namespace FROM {table}" for table in tables)  # noqa: S608 - our own names
+    for (namespace,) in connection.execute(found).fetchall():
+        leave_behind(connection, shard_of(namespace, shards), WHOLE_NAMESPACE, [namespace])
+
+
+def forget_documents(connection: Connection, shards: int) -> None:
+    """Empty the index, whatever state it is in, and note that all is to be indexed again."""
+    if not hasattr(connection, "dialect"):
+        connection.execute("INSERT INTO documents_text (documents_text) VALUES ('delete-all')")
+    connection.execute("DELETE FROM documents")
+    leave_all_behind(connection, shards)

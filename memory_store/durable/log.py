@@ -112,6 +112,8 @@ class Commit:
         changes: in the order they were made.
         follows: the commit before it.
         before: what others had committed since the watermark known when it began; None for nothing.
+        indexed: how many documents of earlier commits it brought into the full-text index.
+        leaves_behind: whether it has changes that are not indexed yet.
     """
 
     position: int = 0
@@ -119,6 +121,8 @@ class Commit:
     changes: Sequence[Change] = field(default=())
     follows: HeadState = NOTHING
     before: Run | None = None
+    indexed: int = 0
+    leaves_behind: bool = False
 
     @property
     def head(self) -> HeadState:

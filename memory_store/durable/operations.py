@@ -20,10 +20,12 @@ from memory_store.config import Limits
 from memory_store.durable.changes import PUBLISH_LIMIT, Change
 from memory_store.durable.lookup import Ask, Work, find_existing, parent_of, place_parts
 from memory_store.durable.statements import STATEMENTS
+from memory_store.durable.text_index import Document, Gone
 from memory_store.errors import ConflictError, InvalidRecordError, RecordNotFoundError
 from memory_store.records import PARTS, RecordSpec
 
 if TYPE_CHECKING:
+    from memory_store.durable.indexing import IndexBehind
     from memory_store.durable.outcomes import PutOnce, Resolve
     from memory_store.durable.restore import Restore
 
@@ -43,11 +45,20 @@ REVISION, UPDATED_AT = 1, 3  # places in every row, see `record_table`
 
 
 class Context(NamedTuple):
-    """What an operation is given: the commit's wall time in microseconds, where it notes its changes, its position."""
+    """What an operation is given: the commit's wall time in microseconds, where it notes its changes, its position.
+
+    And where it notes what the full-text index is behind with, which is no change.
+    """
 
     now_us: int
     changes: list[Change]
     position: int
+    behind: list[Document | Gone]
+
+    @classmethod
+    def new(cls, now_us: int, position: int) -> Context:
+        """Return a context in which nothing is noted yet."""
+        return cls(now_us, [], position, [])
 
 
 class Put:
@@ -227,7 +238,7 @@ class Delete:
         return True
 
 
-Operation: TypeAlias = Union[Put, Update, Delete, "PutOnce", "Resolve", "Restore"]
+Operation: TypeAlias = Union[Put, Update, Delete, "PutOnce", "Resolve", "Restore", "IndexBehind"]
 
 
 def _change(

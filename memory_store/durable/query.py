@@ -45,7 +45,17 @@ from memory_store.durable.statements import HEAD_STATE, raw_columns
 from memory_store.errors import ConfigurationError
 from memory_store.records import RecordSpec
 
-__all__ = ["Order", "Query", "count_query", "cursor_after", "head_in", "page_query", "parse_order"]
+__all__ = [
+    "Order",
+    "Query",
+    "check_inside",
+    "count_query",
+    "cursor_after",
+    "head_in",
+    "page_query",
+    "parse_order",
+    "within",
+]
 
 
 class Order(NamedTuple):
@@ -86,7 +96,7 @@ def _own_expression(spec: RecordSpec[Any], expression: Any, name: str) -> Column
     return expression
 
 
-def _check_inside(spec: RecordSpec[Any], name: str, expression: ColumnElement[Any]) -> None:
+def check_inside(spec: RecordSpec[Any], name: str, expression: ColumnElement[Any]) -> None:
     """Check that an expression reads this kind's columns and nothing else, so that it cannot leave the namespace.
 
     Raises:
@@ -152,11 +162,11 @@ def page_query(
 
     def build() -> Select[Any]:
         if where is not None:
-            _check_inside(spec, "where", where)
+            check_inside(spec, "where", where)
         for order in orders:
-            _check_inside(spec, "order_by", order.expression)
+            check_inside(spec, "order_by", order.expression)
         beside = [_raw(order.expression) for order in orders if _place(spec, order) is None]
-        statement = select(*raw_columns(spec), *beside).where(_within(spec, where))
+        statement = select(*raw_columns(spec), *beside).where(within(spec, where))
         if nulls is not None:
             statement = statement.where(_after(orders, nulls))
         if shard is not None:
@@ -187,14 +197,15 @@ def count_query(dialect: Dialect, spec: RecordSpec[Any], namespace: str, where: 
 
     def build() -> Select[Any]:
         if where is not None:
-            _check_inside(spec, "where", where)
-        return select(func.count()).select_from(spec.table).where(_within(spec, where))
+            check_inside(spec, "where", where)
+        return select(func.count()).select_from(spec.table).where(within(spec, where))
 
     given = [] if where is None else [_own_expression(spec, where, "where")]
     return Query(*compiled(dialect, ("count", spec.kind, where is None), given, {"namespace_": namespace}, build))
 
 
-def _within(spec: RecordSpec[Any], where: ColumnElement[bool] | None) -> ColumnElement[bool]:
+def within(spec: RecordSpec[Any], where: ColumnElement[bool] | None) -> ColumnElement[bool]:
+    """Return the condition of being of the namespace `namespace_`, and meeting an expression."""
     inside = spec.table.c.namespace == bindparam("namespace_")
     # Grouped: whatever the expression renders as, an OR in it cannot reach past the namespace.
     return inside if where is None else and_(inside, Grouping(where))

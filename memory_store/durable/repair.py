@@ -19,6 +19,7 @@ from memory_store.durable.agreement import disagreements, shard_in_sql, sorted_l
 from memory_store.durable.backup import copy_pages
 from memory_store.durable.changes import SHARD
 from memory_store.durable.commits import rollback
+from memory_store.durable.documents import forget_documents
 from memory_store.durable.drafts import Draft
 from memory_store.durable.engine import Target
 from memory_store.durable.findings import Difference, Findings, Watcher
@@ -223,6 +224,7 @@ class _FileRepair(Repair):
                 self.bring_log_up()
             if wrong["idempotency"]:
                 self.forget_unfounded()
+            forget_documents(self._connection, 1)  # which are made of the records, whatever was wrong
             execute("UPDATE head SET writing = 0")
             self._require_sound()
             watcher.note("repairing", 1, 1)

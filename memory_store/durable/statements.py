@@ -42,6 +42,7 @@ __all__ = [
     "dialect_of",
     "feed_select",
     "head_claim",
+    "head_release",
     "head_select",
     "head_update",
     "heads_select",
@@ -246,6 +247,12 @@ def heads_select() -> str:
 def head_claim() -> str:
     """Shard -> the values of its `HeadState`; from here to `head_update` the triggers leave the log to us."""
     return _text(update(HEAD).where(_OUR_HEAD).values(writing=_ONE).returning(*HEAD_STATE))
+
+
+@cache
+def head_release() -> str:
+    """() -> nothing: as `head_update`, for a transaction that has nothing to log."""
+    return _text(update(HEAD).values(writing=literal_column("0")))
 
 
 @cache

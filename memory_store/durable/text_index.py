@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from memory_store.durable.connection import Connection
+from memory_store.durable.query import Query
 
-__all__ = ["Condition", "Document", "Gone", "Posting", "TextIndex", "text_index"]
+__all__ = ["Condition", "Document", "Gone", "Posting", "TextIndex", "meeting_query", "text_index"]
 
 
 class Document(NamedTuple):
@@ -44,10 +45,15 @@ class Gone(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """What restricts a search: SQL about a document `d`, with `?` for parameters."""
+    """What restricts a search to documents of a namespace and kind, and to records that meet expressions.
+
+    `sql` says it of a document `d`, with `?` for parameters. `ids` is the query for the ids of the records that meet
+    the expressions; None where there are none, and every record is meant.
+    """
 
     sql: str
     parameters: Sequence[Any]
+    ids: Query | None
 
 
 class Posting(NamedTuple):
@@ -89,7 +95,7 @@ class TextIndex(Protocol):
         ...
 
     def meeting(self, condition: Condition, limit: int) -> list[int]:
-        """Return the keys of documents that meet a condition, so many at most."""
+        """Return the keys of documents that meet a condition with expressions, so many at most."""
         ...
 
     def counts(
@@ -101,6 +107,18 @@ class TextIndex(Protocol):
     def ids(self, namespace: str, keys: Sequence[int]) -> dict[int, str]:
         """Return the ids of the records of these documents."""
         ...
+
+
+def meeting_query(condition: Condition, limit: int) -> Query:
+    """Return the query for the keys of documents whose records meet a condition with expressions."""
+    assert condition.ids is not None
+    namespace, kind = condition.parameters[:2]
+    ids, parameters = condition.ids
+    sql = (
+        "SELECT d.key FROM documents AS d WHERE d.namespace = ? AND d.kind = ? "  # noqa: S608 - our own words
+        f"AND d.id IN (SELECT id FROM ({ids} LIMIT {int(limit)}) AS met)"
+    )
+    return Query(sql, [namespace, kind, *parameters])
 
 
 def text_index(connection: Connection) -> TextIndex:

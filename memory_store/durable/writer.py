@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from time import perf_counter
@@ -111,6 +112,8 @@ class Writer:
         self.commits = 0
         self.commit_writes, self.commit_s = Distribution(), Distribution()
         """Writes and seconds of each batch that changed something."""
+        self.left_behind: Callable[[], None] | None = None
+        """Called after a commit that has left changes for the full-text index."""
         self._took_s = 0.0
         self._lost = 0
         """Commits in a row whose reply was lost and that had not happened."""
@@ -193,8 +196,9 @@ class Writer:
         began = perf_counter()
         with self.guard.writing():
             applied = run_batch(connection, operations, self.log, known)
-        if applied.commit.changes:
-            self.guard.after_commit(connection, len(applied.commit.changes))
+        written = len(applied.commit.changes) + applied.commit.indexed
+        if written:
+            self.guard.after_commit(connection, written)
         self._took_s = perf_counter() - began
         return applied
 
@@ -285,5 +289,7 @@ class Writer:
         if commit.changes:
             self.commits += 1
             self.listener.publish(commit)
+            if commit.leaves_behind and self.left_behind is not None:
+                self.left_behind()
         elif commit.before is not None:
             self.listener.deliver(commit.before)

@@ -18,6 +18,7 @@ from memory_store.durable.changes import HeadState
 from memory_store.durable.commits import rollback
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import is_refusal
+from memory_store.durable.documents import leave_all_behind
 from memory_store.durable.log import begin_epoch, read_heads
 from memory_store.durable.schema import HEAD_REVISION, UNFINISHED_COPY
 from memory_store.durable.streams import first_row
@@ -179,6 +180,8 @@ class Ledger:
             self._require_ours(connection, "")
             for shard, position in enumerate(positions):
                 begin_epoch(connection.execute, "copy", position, epoch, shard)
+            # Terms are kept in another form by each database.
+            leave_all_behind(connection, len(positions))
             connection.execute("DROP TABLE copy_state")
             connection.execute(f"UPDATE alembic_version SET version_num = '{HEAD_REVISION}'")
             return read_heads(connection)

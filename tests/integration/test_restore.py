@@ -27,6 +27,7 @@ from memory_store import (
     upkeep,
 )
 from memory_store.durable.lock import FileLock
+from memory_store.durable.schema import HEAD_REVISION
 from tests.conftest import REPOSITORY
 from tests.fault.support import Child, Parent, database, episode, in_child, integrity_problems
 from tests.fault.test_fault_full_disk import _squeeze, limited  # noqa: F401 - a fixture
@@ -80,7 +81,7 @@ async def test_a_store_that_is_open_reads_what_was_restored_and_goes_on_writing(
         await asyncio.sleep(0.02)
         assert await contexts(store) == [1, 1, None], "within the staleness bound, from what was a warm cache"
         assert [step.action for step in await store.steps.of("a")] == ["one"]
-        assert (done.replaced, done.revision, done.path) == (True, "0002", str(path))
+        assert (done.replaced, done.revision, done.path) == (True, HEAD_REVISION, str(path))
         assert {what for what, _, _ in told} >= {"copying", "checking integrity", "writing"}
         stored = await store.episodes.put(episode("d"))
         assert stored.position == done.position + 1

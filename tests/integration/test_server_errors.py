@@ -125,7 +125,7 @@ def test_an_empty_database_is_told_and_stays_empty(
     done = run(tmp_path, postgres_url, command)
 
     if command == ["history"]:
-        assert (done.code, done.out.count("no ")) == (0, 2)
+        assert (done.code, done.out.count("no ")) == (0, 3)
     else:
         assert done.code == (1 if command == ["doctor"] else 3)
         assert "empty" in one_line(done)

@@ -128,7 +128,7 @@ class Library:
         connection: Any = self.connection
         with self._lock.shared():
             opened = self._log.begin(connection, self.known)
-            context = Context(now_us(), [], opened.head.position + 1)
+            context = Context.new(now_us(), opened.head.position + 1)
             try:
                 outcomes = [run_in_savepoint(connection, operation, context) for operation in operations]
             except Exception:

@@ -46,6 +46,11 @@ class Cursor:
 Handler = Callable[[Any, Sequence[Any]], Cursor]
 
 
+def is_of_index(text: str) -> bool:
+    """Whether a statement is of the full-text index, which no promise of this simulation rests on."""
+    return " documents" in text or " backlog" in text
+
+
 class Connection:
     """One connection, in autocommit unless a transaction was begun.
 
@@ -71,10 +76,14 @@ class Connection:
         """Asked at each commit whether its sync fails: "lost", "kept" or ""."""
 
     def execute(self, text: str, parameters: Sequence[Any] = ()) -> Cursor:
+        if is_of_index(text):
+            return Cursor([(0,)] if "max(key)" in text else [])
         self.database.tick(self, text)
         return self.handlers[text](self, parameters)
 
     def executemany(self, text: str, rows: Iterable[Sequence[Any]]) -> Cursor:
+        if is_of_index(text):
+            return Cursor(None)
         self.database.tick(self, text)
         handler = self.handlers[text]
         return Cursor(None, sum(handler(self, row).rowcount for row in rows))

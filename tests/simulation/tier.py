@@ -32,7 +32,14 @@ class ServerConnection(Connection):
     """A connection that can insert and commit in one statement, as that to a server can."""
 
     def insert_and_commit(
-        self, kind: str, rows: Sequence[Sequence[Any]], head: HeadState, nonce: int, actor: str, at: int
+        self,
+        kind: str,
+        rows: Sequence[Sequence[Any]],
+        head: HeadState,
+        nonce: int,
+        actor: str,
+        at: int,
+        *_: object,
     ) -> bool:
         """Insert new rows behind a head and commit; see `dialects/postgresql.py`."""
         self.database.tick(self, "insert and commit")

@@ -32,7 +32,7 @@ class Bench:
         self.now_us += 1
         self.position += 1
         self.changes = []
-        return drive(self.connection, operation.run(Context(self.now_us, self.changes, self.position)))
+        return drive(self.connection, operation.run(Context(self.now_us, self.changes, self.position, [])))
 
     def put(self, *records: Record, namespace: str = "n") -> list[Any]:
         """Put records and return them as stored."""

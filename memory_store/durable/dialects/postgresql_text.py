@@ -16,7 +16,7 @@ from math import pi
 from typing import Any
 
 from memory_store.durable.connection import Connection
-from memory_store.durable.text_index import Condition, Document, Gone, Posting
+from memory_store.durable.text_index import Condition, Document, Gone, Posting, meeting_query
 from memory_store.text.queries import Expression
 
 __all__ = ["ServerTextIndex", "arrays_of"]
@@ -98,9 +98,9 @@ class ServerTextIndex:
         return [key for (key,) in rows]
 
     def meeting(self, condition: Condition, limit: int) -> list[int]:
-        """Ask the documents alone."""
-        sql = f"SELECT d.key FROM documents AS d WHERE {condition.sql} LIMIT {int(limit)}"
-        return [key for (key,) in self._connection.execute(sql, condition.parameters)]
+        """Ask the records, which have indexes for it, then look their documents up."""
+        sql, parameters = meeting_query(condition, limit)
+        return [key for (key,) in self._connection.execute(sql, parameters)]
 
     def counts(
         self, namespace: str, keys: Sequence[int], corpus: str, terms: Sequence[str]

@@ -14,7 +14,7 @@ from typing import Any
 from memory_store.durable.changes import CHANGES
 from memory_store.durable.connection import KeyedText, ServerText
 from memory_store.durable.dialects.postgresql_inserts import SETTINGS
-from memory_store.durable.statements import STATEMENTS, head_claim, log_insert, nonce_select, tail_select
+from memory_store.durable.statements import STATEMENTS, head_claim, head_release, log_insert, nonce_select, tail_select
 from memory_store.records import RECORDS
 
 __all__ = ["copy_targets", "restricted_words", "server_text", "with_array"]
@@ -31,6 +31,7 @@ def _words() -> dict[str, str]:
         "BEGIN IMMEDIATE": "BEGIN ISOLATION LEVEL READ COMMITTED",
         # The head's row is locked before anything else, so that a shard has one writer at a time, as SQLite has.
         head_claim(): _CLAIM,
+        head_release(): "SELECT 1",  # what the claim has set ends with its transaction
         "SELECT name FROM sqlite_master WHERE type = 'table'": (
             "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
         ),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from memory_store.durable.connection import Connection
-from memory_store.durable.text_index import Condition, Document, Gone, Posting
+from memory_store.durable.text_index import Condition, Document, Gone, Posting, meeting_query
 from memory_store.text.queries import Expression
 
 __all__ = ["FileTextIndex"]
@@ -94,16 +94,17 @@ class FileTextIndex:
         return [key for (key,) in rows]
 
     def meeting(self, condition: Condition, limit: int) -> list[int]:
-        """Ask the documents alone."""
-        sql = f"SELECT d.key FROM documents AS d WHERE {condition.sql} LIMIT ?"
-        return [key for (key,) in self._connection.execute(sql, (*condition.parameters, limit))]
+        """Ask the records, which have indexes for it, then look their documents up."""
+        sql, parameters = meeting_query(condition, limit)
+        return [key for (key,) in self._connection.execute(sql, parameters)]
 
     def counts(
         self, namespace: str, keys: Sequence[int], corpus: str, terms: Sequence[str]
     ) -> list[tuple[int, int, list[int]]]:
         """Count in the documents' own terms."""
         found = self._rows("SELECT key, length, terms FROM documents WHERE key", keys)
-        return [(key, length, _counted(text.split(" "), terms)) for key, length, text in found]
+        # Apart by two spaces, so that a term beside itself counts twice.
+        return [(key, length, _counted(f" {text.replace(' ', '  ')} ", terms)) for key, length, text in found]
 
     def ids(self, namespace: str, keys: Sequence[int]) -> dict[int, str]:
         """Look them up."""
@@ -124,10 +125,8 @@ def _quoted(corpus: str, term: str) -> str:
     return f'"{corpus}{term}"'
 
 
-def _counted(found: list[str], terms: Iterable[str]) -> list[int]:
-    return [
-        sum(term.startswith(one[:-1]) for term in found) if one.endswith("*") else found.count(one) for one in terms
-    ]
+def _counted(text: str, terms: Iterable[str]) -> list[int]:
+    return [text.count(f" {term[:-1]}" if term.endswith("*") else f" {term} ") for term in terms]
 
 
 def _in_words(corpus: str, expression: Expression) -> str:

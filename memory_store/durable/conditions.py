@@ -1,0 +1,107 @@
+"""Users' expressions as a part of another statement: what restricts a search to some records of a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Column, Dialect, Select, literal_column, select
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.elements import ColumnElement, Grouping
+
+from memory_store.durable.compiled import compiled
+from memory_store.durable.connection import Connection
+from memory_store.durable.query import Query, check_inside, within
+from memory_store.durable.text_index import Condition
+from memory_store.errors import ConfigurationError
+from memory_store.records import RECORDS
+
+__all__ = ["applies", "condition_on", "kind_named", "meeting"]
+
+
+def kind_named(expression: Any) -> str:
+    """Return the kind whose columns an expression names.
+
+    Raises:
+        TypeError: it is no expression.
+        ConfigurationError: it names no column of a kind.
+    """
+    if not isinstance(expression, ColumnElement):
+        raise TypeError(
+            f"where must be an expression such as Episode.c.domain == ..., or several, got {type(expression).__name__}"
+        )
+    for element in visitors.iterate(expression):
+        if isinstance(element, Column):
+            for kind, spec in RECORDS.items():
+                if element.table is spec.table:
+                    return kind
+    raise ConfigurationError("where must name a column of a kind, such as Episode.c.domain == ...")
+
+
+def applies(expression_kind: str, kind: str) -> bool:
+    """Return whether an expression over a kind says something of another kind: of itself, or of an episode's parts."""
+    return expression_kind == kind or (expression_kind == "episode" and RECORDS[kind].parent is not None)
+
+
+def condition_on(dialect: Dialect, namespace: str, kind: str, where: Sequence[ColumnElement[bool]]) -> Condition:
+    """Return what restricts a search to records of a namespace and kind that meet the expressions.
+
+    An expression over episodes says of a part (a step, an embedding) what its episode must be like.
+
+    Raises:
+        ConfigurationError: an expression reads more than one kind, or holds SQL text.
+    """
+    ours = ("d.namespace = ? AND d.kind = ?", [namespace, kind])
+    if not where:
+        return Condition(*ours, None)
+    ids, found = _compiled(dialect, namespace, kind, where, None)
+    exists, values = _compiled(dialect, namespace, kind, where, "d.id")
+    return Condition(f"{ours[0]} AND EXISTS ({exists})", [*ours[1], *values], Query(ids, found))
+
+
+def _compiled(
+    dialect: Dialect, namespace: str, kind: str, where: Sequence[ColumnElement[bool]], is_id: str | None
+) -> tuple[str, list[Any]]:
+    """Return the query for the ids of the records that meet the expressions, or for whether that with an id does."""
+    spec, episode = RECORDS[kind], RECORDS["episode"]
+    named = tuple(kind_named(expression) for expression in where)
+
+    def build() -> Select[Any]:
+        statement = select(spec.table.c.id).where(within(spec, None))
+        if kind != "episode" and "episode" in named:
+            parent = spec.table.c[spec.parent or ""]
+            statement = statement.where(within(episode, None), parent == episode.table.c.id)
+        for one, expression in zip(named, where, strict=True):
+            check_inside(RECORDS[one], "where", expression)
+            statement = statement.where(Grouping(expression))
+        return statement if is_id is None else statement.where(spec.table.c.id == literal_column(is_id))
+
+    shape = ("condition", kind, named, is_id)
+    text, parameters = compiled(_embedded(dialect.name), shape, where, {"namespace_": namespace}, build)
+    if text.count("?") != len(parameters):
+        raise ConfigurationError(f"where of {kind} holds a '?' that is no parameter: use another operator")
+    return str(text), parameters
+
+
+@cache
+def _embedded(name: str) -> Dialect:
+    """Return a dialect that marks parameters by "?", so that its text can stand inside another one."""
+    if name == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.dialect(paramstyle="qmark")
+    from sqlalchemy.dialects.postgresql import asyncpg
+
+    made: Dialect = asyncpg.dialect(paramstyle="qmark")  # type: ignore[no-untyped-call]
+    return made
+
+
+def meeting(connection: Connection, condition: Condition, ids: Sequence[str] | None = None) -> list[str]:
+    """Return the ids of the records that meet a condition with expressions, of all or of these."""
+    assert condition.ids is not None
+    text, parameters = condition.ids
+    if ids is not None:
+        text = f"SELECT id FROM ({text}) AS met WHERE met.id IN ({', '.join('?' * len(ids))})"  # noqa: S608 - our own
+        parameters = [*parameters, *ids]
+    return [id_ for (id_,) in connection.execute(text, parameters)]

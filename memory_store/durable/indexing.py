@@ -1,0 +1,171 @@
+"""Bringing the full-text index up to what was left behind: bulk loads, plain SQL, records from before the index.
+
+What is indexed is what stands in the database now, whatever the log says happened to it, so nothing is lost or spoilt
+by doing it late, twice, or beside new writes. Each piece is a transaction that also notes how far it came.
+"""
+
+# ruff: noqa: S608 - made of our own names
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from memory_store.durable.connection import Connection
+from memory_store.durable.documents import WHOLE_NAMESPACE, make_document
+from memory_store.durable.lookup import Ask, Work, find_existing
+from memory_store.durable.operations import Context
+from memory_store.durable.text_index import Gone
+from memory_store.durable.writer import Writer
+from memory_store.errors import MemoryStoreError
+from memory_store.records import RECORDS
+from memory_store.text.documents import SEARCHED
+
+__all__ = ["IndexBehind", "Indexer", "is_behind"]
+
+_Asking = Generator[Ask, list[tuple[Any, ...]], Any]
+
+PIECE = 64
+"""Records brought in by one transaction: about 5 ms, for which other writes wait."""
+
+_PAUSE_S = 0.05
+"""After a bulk load's commit: the next one is likely to follow, and both would have to wait for the other."""
+
+
+class IndexBehind:
+    """Bring in one piece of what was left behind in a shard. Returns whether there was any.
+
+    Args:
+        shard: of which.
+        namespace: of which; None for whichever was left first.
+    """
+
+    size = 1
+
+    def __init__(self, shard: int, namespace: str | None = None) -> None:
+        self.shard, self.namespace = shard, namespace
+
+    def run(self, context: Context) -> Work:
+        """Take what was left first, as much as makes a piece, and note how far that is."""
+        ours = "" if self.namespace is None else " AND namespace = ?"
+        given = [self.shard] if self.namespace is None else [self.shard, self.namespace]
+        found = yield Ask(
+            f"SELECT position, namespace, idx, kind, key FROM backlog WHERE shard = ?{ours} "
+            f"ORDER BY position, namespace LIMIT {PIECE}",
+            given,
+        )
+        left = PIECE
+        for position, namespace, idx, kind, key in found:
+            if position == WHOLE_NAMESPACE:
+                count, progress = yield from self._records(context, namespace, kind or SEARCHED[0], key)
+            else:
+                count, progress = yield from self._changes(context, position, namespace, idx, left)
+            entry = (self.shard, position, namespace)
+            if progress is not None:
+                yield Ask(
+                    "UPDATE backlog SET idx = ?, kind = ?, key = ? WHERE shard = ? AND position = ? AND namespace = ?",
+                    (*progress, *entry),
+                )
+                break
+            yield Ask("DELETE FROM backlog WHERE shard = ? AND position = ? AND namespace = ?", entry)
+            left -= count
+            if left <= 0:
+                break
+        return bool(found)
+
+    def _changes(self, context: Context, position: int, namespace: str, after: int, limit: int) -> _Asking:
+        """Bring in records that a commit changed; return how many, and how far that is, None for all."""
+        rows = yield Ask(
+            "SELECT idx, kind, key, parent FROM changes WHERE shard = ? AND position = ? AND namespace = ? AND idx > ? "
+            f"ORDER BY idx LIMIT {limit}",
+            (self.shard, position, namespace, after),
+        )
+        for kind in SEARCHED:
+            keys = list(dict.fromkeys(key for _, of, key, _ in rows if of == kind and key is not None))
+            yield from _index(context, namespace, kind, keys)
+            for parent in [parent for _, of, key, parent in rows if of == kind and key is None]:
+                # Of a parent's records, only those that are gone: others may have come since.
+                yield from self._orphans(context, namespace, kind, "AND d.parent = ?" if parent else "", parent)
+        return len(rows), None if len(rows) < limit else (rows[-1][0], "", "")
+
+    def _records(self, context: Context, namespace: str, kind: str, after: str) -> _Asking:
+        """Bring in the next records of a namespace; return how many, and how far that is, None for all."""
+        spec = RECORDS[kind]
+        rows = yield Ask(
+            f"SELECT {', '.join(spec.columns)} FROM {spec.table.name} WHERE namespace = ? AND id > ? "
+            f"ORDER BY id LIMIT {PIECE}",
+            (namespace, after),
+        )
+        context.behind.extend(make_document(kind, namespace, row) for row in rows)
+        if len(rows) == PIECE:
+            return PIECE, (-1, kind, rows[-1][0])
+        yield from self._orphans(context, namespace, kind)
+        following = SEARCHED[SEARCHED.index(kind) + 1 :]
+        return len(rows), (-1, following[0], "") if following else None
+
+    def _orphans(self, context: Context, namespace: str, kind: str, of: str = "", parent: str | None = None) -> _Asking:
+        rows = yield Ask(
+            f"SELECT d.id FROM documents AS d WHERE d.namespace = ? AND d.kind = ? {of} AND NOT EXISTS "
+            f"(SELECT 1 FROM {RECORDS[kind].table.name} AS r WHERE r.namespace = d.namespace AND r.id = d.id)",
+            (namespace, kind) if parent is None else (namespace, kind, parent),
+        )
+        context.behind.extend(Gone(namespace, kind, id_, None) for (id_,) in rows)
+
+
+def _index(context: Context, namespace: str, kind: str, keys: Sequence[str]) -> _Asking:
+    if keys:
+        rows = yield from find_existing(RECORDS[kind], namespace, keys)
+        context.behind.extend(make_document(kind, namespace, row) for row in rows.values())
+        context.behind.extend(Gone(namespace, kind, key, None) for key in keys if key not in rows)
+
+
+def is_behind(connection: Connection, shard: int, namespace: str) -> bool:
+    """Return whether something of a namespace is not indexed yet."""
+    found = "SELECT 1 FROM backlog WHERE namespace = ? AND shard = ? LIMIT 1"
+    return connection.execute(found, (namespace, shard)).fetchone() is not None
+
+
+class Indexer:
+    """Brings the full-text index of a shard up to date whenever the writer has nothing else to do.
+
+    Args:
+        writer: of the shard.
+        shard: its number.
+    """
+
+    def __init__(self, writer: Writer, shard: int) -> None:
+        self._writer, self._shard = writer, shard
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+        writer.left_behind = self.begin
+
+    def begin(self) -> None:
+        """Begin to bring in what was left behind, unless that is under way."""
+        if not self._closed and (self._task is None or self._task.done()):
+            self._task = asyncio.create_task(self._run(), name="memory_store full-text index")
+
+    async def _run(self) -> None:
+        # What fails here stays in the backlog, for the next search: which raises what it meets.
+        with contextlib.suppress(MemoryStoreError):
+            await asyncio.sleep(_PAUSE_S)
+            await self._writer.drain()
+            while await self.bring_in(None):
+                await self._writer.drain()
+
+    async def bring_in(self, namespace: str | None) -> bool:
+        """Bring in one piece; return whether there was any.
+
+        Raises:
+            DurableError: the database cannot be written.
+        """
+        written = await self._writer.submit(IndexBehind(self._shard, namespace))
+        return bool(written.result)
+
+    async def close(self) -> None:
+        """Stop; what is left stays in the backlog."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})

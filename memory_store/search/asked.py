@@ -1,0 +1,162 @@
+"""What a search is asked, checked and brought into one form."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, get_args
+
+import msgpack
+from sqlalchemy import Dialect
+from sqlalchemy.sql.elements import ColumnElement
+
+from memory_store.durable.conditions import applies, condition_on, kind_named
+from memory_store.durable.text_index import Condition
+from memory_store.errors import ConfigurationError
+from memory_store.records import RECORDS
+from memory_store.text.documents import SEARCHED
+from memory_store.text.queries import Expression, parse_query
+from memory_store.text.terms import terms_of
+
+__all__ = ["MOST_HITS", "Asked", "Mode", "Syntax", "Where", "ask"]
+
+Mode = Literal["hybrid", "text", "vector"]
+Syntax = Literal["plain", "expert"]
+Where = ColumnElement[bool] | Sequence[ColumnElement[bool]]
+
+MOST_HITS = 1000
+"""Of one page."""
+_MOST_CHARACTERS = 10_000
+_MOST_TERMS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A search in one form.
+
+    Args:
+        text: the query as it was given.
+        terms: what is sought by text: different terms, or an expert query.
+        conditions: for each kind searched, what restricts it.
+        mode: which parts are asked.
+        limit: hits wanted.
+        diversity: how unlike each other they shall be, None for not at all.
+        vector: to search with, in the place of the query's own; and of which model.
+        model: as above.
+        reads: the kinds whose changes make an answer void.
+        key: all of this, packed: two searches with the same key ask the same.
+    """
+
+    text: str
+    terms: tuple[str, ...] | Expression
+    conditions: dict[str, Condition]
+    mode: Mode
+    limit: int
+    diversity: float | None
+    vector: tuple[float, ...] | None
+    model: str | None
+    reads: tuple[str, ...]
+    key: bytes
+
+    @property
+    def sought(self) -> frozenset[str]:
+        """The terms that a hit is to be marked with."""
+        return frozenset(self.terms.sought() if isinstance(self.terms, Expression) else self.terms)
+
+
+def ask(
+    dialect: Dialect,
+    namespace: str,
+    query: str,
+    *,
+    kinds: str | Iterable[str] | None = None,
+    where: Where | None = None,
+    mode: Mode = "hybrid",
+    syntax: Syntax = "plain",
+    limit: int = 10,
+    at: datetime | None = None,
+    diversity: float | None = None,
+    vector: Iterable[float] | None = None,
+    model: str | None = None,
+) -> Asked:
+    """Return the search in one form.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ConfigurationError: an argument has a value it cannot have.
+        QuerySyntaxError: an expert query is malformed.
+    """
+    _check(query, mode, syntax, limit, diversity)
+    given = [] if where is None else [where] if isinstance(where, ColumnElement) else list(where)
+    named = [kind_named(expression) for expression in given]
+    searched = _kinds(kinds, named)
+    until = [] if at is None else [_moment(at)]
+    conditions = {
+        kind: condition_on(
+            dialect, namespace, kind, [*given, *(RECORDS[kind].table.c.created_at <= moment for moment in until)]
+        )
+        for kind in searched
+    }
+    terms = parse_query(query) if syntax == "expert" else tuple(dict.fromkeys(terms_of(query)))[:_MOST_TERMS]
+    numbers = None if vector is None else tuple(float(number) for number in vector)
+    if numbers is None and model is not None:
+        raise ConfigurationError("model says whose the vector is: give a vector with it")
+    asked = [query, searched, mode, syntax, limit, diversity, numbers, model]
+    asked += [[condition.sql, list(condition.parameters)] for condition in conditions.values()]
+    reads = (*searched, *(kind for kind in dict.fromkeys(named) if kind not in searched))
+    if mode != "text" and "embedding" not in reads:
+        reads = (*reads, "embedding")
+    key = msgpack.packb(asked, default=repr)
+    if len(key) > 4096:
+        key = hashlib.blake2b(key).digest()
+    return Asked(query, terms, conditions, mode, limit, diversity, numbers, model, reads, key)
+
+
+def _check(query: str, mode: str, syntax: str, limit: int, diversity: float | None) -> None:
+    if not isinstance(query, str):
+        raise TypeError(f"query must be a str, got {type(query).__name__}")
+    if len(query) > _MOST_CHARACTERS:
+        raise ConfigurationError(f"query has {len(query):,} characters, the limit is {_MOST_CHARACTERS:,}")
+    for name, value, known in (("mode", mode, get_args(Mode)), ("syntax", syntax, get_args(Syntax))):
+        if value not in known:
+            raise ConfigurationError(f"{name} must be one of {', '.join(known)}, got {value!r:.80}")
+    if not isinstance(limit, int) or isinstance(limit, bool):
+        raise TypeError(f"limit must be an int, got {type(limit).__name__}")
+    if not 1 <= limit <= MOST_HITS:
+        raise ConfigurationError(f"limit must be 1 to {MOST_HITS:,}, got {limit:,}")
+    if diversity is None:
+        return
+    if isinstance(diversity, bool) or not isinstance(diversity, int | float):
+        raise TypeError(f"diversity must be a number, got {type(diversity).__name__}")
+    if not (math.isfinite(diversity) and 0 <= diversity <= 1):
+        raise ConfigurationError(f"diversity must lie between 0 and 1, got {diversity}")
+
+
+def _kinds(kinds: str | Iterable[str] | None, named: Sequence[str]) -> list[str]:
+    """Return the kinds to search: those asked for, else all of which every expression says something."""
+    if kinds is None:
+        fitting = [kind for kind in SEARCHED if all(applies(one, kind) for one in named)]
+        if not fitting:
+            raise ConfigurationError(f"no kind has all of {', '.join(dict.fromkeys(named))}: give one expression less")
+        return fitting
+    asked = list(dict.fromkeys([kinds] if isinstance(kinds, str) else kinds))
+    if not asked:
+        raise ConfigurationError("kinds is empty: leave it out to search all")
+    for kind in asked:
+        if kind not in SEARCHED:
+            raise ConfigurationError(f"kinds must be of {', '.join(SEARCHED)}, got {kind!r:.80}")
+        for one in named:
+            if not applies(one, kind):
+                raise ConfigurationError(f"where says something of {one}, of which a {kind} is no part")
+    return asked
+
+
+def _moment(at: datetime) -> datetime:
+    if not isinstance(at, datetime):
+        raise TypeError(f"at must be a datetime, got {type(at).__name__}")
+    if at.tzinfo is None:
+        raise ConfigurationError(f"at {at.isoformat()} has no timezone; use datetime.now(timezone.utc)")
+    return at
