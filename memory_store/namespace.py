@@ -14,7 +14,8 @@ from memory_store.collection import Access, Collection, Parts
 from memory_store.config import Settings, check_namespace
 from memory_store.errors import ConfigurationError
 from memory_store.feed import LoggedChange, follow
-from memory_store.recall import Search
+from memory_store.recall.models import Models
+from memory_store.recall.search import Search
 from memory_store.records import RECORDS, Embedding, Episode, Pattern, SpatiotemporalEntry, Step
 from memory_store.search.asked import Mode, Syntax, Where, ask
 from memory_store.search.results import SearchResults
@@ -71,11 +72,14 @@ class Transaction(Collections):
 class Namespace(Collections):
     """One namespace of a store; it shares the store's connections, cache and life."""
 
-    def __init__(self, namespace: str, settings: Settings, shelf: Shelf, telemetry: Telemetry | None) -> None:
+    def __init__(
+        self, namespace: str, settings: Settings, shelf: Shelf, telemetry: Telemetry | None, models: Models
+    ) -> None:
         self._access = TieredAccess(check_namespace(namespace), settings.limits, shelf)
         super().__init__(namespace, shelf, self._access)
         self._settings, self._shelf, self._telemetry = settings, shelf, telemetry
-        self._search = Search(namespace, self._access)
+        self._models = models
+        self._search = Search(self._access, models)
 
     @property
     def position(self) -> int:
@@ -124,7 +128,10 @@ class Namespace(Collections):
         mode: Mode = "hybrid",
         limit: int = 10,
         at: datetime | None = None,
+        diversity: float | None = None,
         syntax: Syntax = "plain",
+        vector: Iterable[float] | None = None,
+        model: str | None = None,
         cursor: str | None = None,
     ) -> SearchResults:
         """Return the records that answer a query best, of this namespace, as of now: every acknowledged write counts.
@@ -139,13 +146,20 @@ class Namespace(Collections):
                 absent.
             where: an expression such as `Episode.c.domain == "web"`, or several which must all hold. One over episodes
                 also says of steps and embeddings what their episode must be like.
-            mode: "text", "vector", or "hybrid" for both.
+            mode: "text", "vector", or "hybrid" for both. Vectors find embeddings, and episodes by their embeddings.
+                Without a model (`embed=` of the store) and without `vector`, hybrid is text alone.
             limit: hits wanted, 1 to 1,000.
             at: leave out what was created after this moment.
+            diversity: how unlike one another the hits shall be, 0 to 1: 1 less their mean similarity. Hits are then
+                chosen by maximal marginal relevance, and `results.diversity` says what was reached.
             syntax: "expert" reads `query` as an expression: words, "phrases", prefix*, AND, OR, NOT, parentheses.
+            vector: to search with, where the query's own is not to be made by the store's model.
+            model: whose vectors `vector` is to be compared with; the store's own when absent.
             cursor: of the results before, asked for with the same arguments.
 
         Raises:
+            DimensionMismatchError: the vector has another size than those of its model.
+            EmbedderError: the model failed; it says whether to try again.
             QuerySyntaxError: an expert query is malformed.
             ConfigurationError: an argument has a value it cannot have, or the cursor is of another search.
             DurableError: the database cannot be read.
@@ -160,6 +174,9 @@ class Namespace(Collections):
             syntax=syntax,
             limit=limit,
             at=at,
+            diversity=diversity,
+            vector=vector,
+            model=model,
         )
         return await self._search.search(asked, cursor)
 

@@ -6,9 +6,10 @@ import asyncio
 import os
 import warnings
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import URL
 
@@ -26,10 +27,15 @@ from memory_store.durable.tier import Durable, durable_tier
 from memory_store.errors import ConfigurationError, PositionLostError
 from memory_store.feed import LoggedChange, follow, follow_shards
 from memory_store.namespace import Namespace
+from memory_store.recall.models import Models, Reranker
+from memory_store.recall.spaces import VectorSpaces
 from memory_store.records import RECORDS
 from memory_store.statistics import METRICS, StoreStats, collect
 from memory_store.telemetry import Telemetry
 from memory_store.waiting import wait_out
+
+if TYPE_CHECKING:
+    from memory_store.embedders import Embedder
 
 __all__ = ["Cache", "MemoryStore"]
 
@@ -78,6 +84,10 @@ class MemoryStore(Namespace):
             `postgresql://user@host/database`; as text or as an SQLAlchemy URL, with or without the driver's name. Its
             query parameters are settings; of a server's URL, the others are the driver's (`sslmode`, ...).
         namespace: whose records the collections of this object hold; see `namespace()` for others.
+        embed: the model that makes vectors of texts and queries, see `memory_store.embedders`; of several, the first
+            makes those of new texts, and what the others have made is still found. They are closed with the store.
+        rerank: an async function that is given a query and texts and returns a number for each, the greater the better;
+            it puts the best 50 hits of every search in order.
         settings: see `memory_store.Settings` for names, units and defaults.
 
     Raises:
@@ -85,7 +95,15 @@ class MemoryStore(Namespace):
         TypeError: a setting is unknown.
     """
 
-    def __init__(self, url: str | URL, *, namespace: str = "default", **settings: Any) -> None:
+    def __init__(
+        self,
+        url: str | URL,
+        *,
+        namespace: str = "default",
+        embed: Embedder | Sequence[Embedder] = (),
+        rerank: Reranker | None = None,
+        **settings: Any,
+    ) -> None:
         self._target = parse_url(url)
         resolved = resolve_settings(self._target.parameters, settings)
         unknown = sorted(set(resolved.ttl_s) - set(RECORDS))
@@ -100,7 +118,10 @@ class MemoryStore(Namespace):
         self._closing: asyncio.Task[None] | None = None
         self._namespaces: dict[str, Namespace] = {}
         self.cache = Cache(self)
-        super().__init__(namespace, resolved, Shelf(int(resolved.cache_max_bytes), resolved.ttl_s), telemetry)
+        saved = cache_folder(self._target, resolved)
+        spaces = VectorSpaces(Path(saved) / "vectors" if saved else None)
+        models = Models(list(embed) if isinstance(embed, Sequence) else [embed], rerank, spaces)
+        super().__init__(namespace, resolved, Shelf(int(resolved.cache_max_bytes), resolved.ttl_s), telemetry, models)
 
     @property
     def _shards(self) -> Shards | None:
@@ -182,6 +203,7 @@ class MemoryStore(Namespace):
         if self._telemetry is not None:
             self._telemetry.close()
         try:
+            await self._models.close()
             for shard in self._shards or ():
                 await shard.indexer.close()
                 await shard.writer.drain()
@@ -225,7 +247,7 @@ class MemoryStore(Namespace):
         """
         found = self._namespaces.get(name) if isinstance(name, str) else None
         if found is None:
-            found = self._namespaces[name] = Namespace(name, self._settings, self._shelf, self._telemetry)
+            found = self._namespaces[name] = Namespace(name, self._settings, self._shelf, self._telemetry, self._models)
             if self._shards is not None:
                 found._access.attach(self._shards)
                 if not self._access.is_open:

@@ -44,6 +44,7 @@ class Asked:
         mode: which parts are asked.
         limit: hits wanted.
         diversity: how unlike each other they shall be, None for not at all.
+        of_vectors: what restricts the embeddings compared; None where none of them could be a hit.
         vector: to search with, in the place of the query's own; and of which model.
         model: as above.
         reads: the kinds whose changes make an answer void.
@@ -56,6 +57,7 @@ class Asked:
     mode: Mode
     limit: int
     diversity: float | None
+    of_vectors: Condition | None
     vector: tuple[float, ...] | None
     model: str | None
     reads: tuple[str, ...]
@@ -93,13 +95,16 @@ def ask(
     given = [] if where is None else [where] if isinstance(where, ColumnElement) else list(where)
     named = [kind_named(expression) for expression in given]
     searched = _kinds(kinds, named)
-    until = [] if at is None else [_moment(at)]
-    conditions = {
-        kind: condition_on(
-            dialect, namespace, kind, [*given, *(RECORDS[kind].table.c.created_at <= moment for moment in until)]
-        )
-        for kind in searched
-    }
+    until = None if at is None else _moment(at)
+
+    def condition(kind: str, dated: str) -> Condition:
+        before = [] if until is None else [RECORDS[dated].table.c.created_at <= until]
+        return condition_on(dialect, namespace, kind, [*given, *before])
+
+    conditions = {kind: condition(kind, kind) for kind in searched}
+    of_vectors = conditions.get("embedding")
+    if of_vectors is None and "episode" in searched:  # an episode is found by what belongs to it
+        of_vectors = condition("embedding", "episode")
     terms = parse_query(query) if syntax == "expert" else tuple(dict.fromkeys(terms_of(query)))[:_MOST_TERMS]
     numbers = None if vector is None else tuple(float(number) for number in vector)
     if numbers is None and model is not None:
@@ -112,7 +117,7 @@ def ask(
     key = msgpack.packb(asked, default=repr)
     if len(key) > 4096:
         key = hashlib.blake2b(key).digest()
-    return Asked(query, terms, conditions, mode, limit, diversity, numbers, model, reads, key)
+    return Asked(query, terms, conditions, mode, limit, diversity, of_vectors, numbers, model, reads, key)
 
 
 def _check(query: str, mode: str, syntax: str, limit: int, diversity: float | None) -> None:

@@ -56,6 +56,15 @@ class Hit:
         """About how many bytes the record has."""
         return 256 + sum(len(value) for value in self._row if isinstance(value, str | bytes))
 
+    @property
+    def row(self) -> Row:
+        """The record's stored values."""
+        return self._row
+
+    def rescored(self, score: float, part: str) -> Hit:
+        """Return the same hit with another score, which a part gave."""
+        return Hit(self.kind, self._row, score, {**self.scores, part: score}, self._terms)
+
     def again(self) -> Hit:
         """Return the same hit with a record of its own, for another caller."""
         return Hit(self.kind, self._row, self.score, self.scores, self._terms)

@@ -1,0 +1,113 @@
+"""The models of a store: what makes its vectors, and what puts its hits in order."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from memory_store.access import TieredAccess
+from memory_store.errors import ConfigurationError
+from memory_store.recall.spaces import VectorSpaces
+from memory_store.search.asked import Asked
+from memory_store.search.fusion import DEFAULT_WEIGHT
+from memory_store.search.results import Hit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from memory_store.embedders import CheckedEmbedder, Embedder
+
+__all__ = ["Models", "Reranker"]
+
+Reranker: TypeAlias = Callable[[str, list[str]], Awaitable[Sequence[float]]]
+"""`await rerank(query, texts)` returns a number for each text: the greater, the better it answers the query."""
+
+
+class Models:
+    """What a store was given to search with.
+
+    Args:
+        embedders: models that make vectors. The first one makes those of new texts; what the others have made is still
+            found.
+        rerank: puts the best hits in order, None for none.
+        spaces: where vectors are found.
+    """
+
+    def __init__(self, embedders: Sequence[Embedder], rerank: Reranker | None, spaces: VectorSpaces) -> None:
+        self._embedders: dict[str, CheckedEmbedder] = {}
+        self._weights: dict[str, float] = {}
+        for embedder in embedders:
+            from memory_store.embedders import CheckedEmbedder
+
+            checked = CheckedEmbedder(embedder)
+            if checked.model_name in self._embedders:
+                raise ConfigurationError(f"embed names model {checked.model_name!r:.80} twice")
+            self._embedders[checked.model_name] = checked
+            self._weights[checked.model_name] = float(getattr(embedder, "fusion_weight", DEFAULT_WEIGHT))
+        self.rerank, self.spaces = rerank, spaces
+
+    @property
+    def has_any(self) -> bool:
+        """Whether there is a model that makes vectors."""
+        return bool(self._embedders)
+
+    @property
+    def newest(self) -> CheckedEmbedder:
+        """The model that makes the vectors of new texts.
+
+        Raises:
+            ConfigurationError: the store was given none.
+        """
+        for embedder in self._embedders.values():
+            return embedder
+        raise ConfigurationError("the store has no model that makes vectors: MemoryStore(url, embed=...)")
+
+    def weight(self, model: str | None) -> float:
+        """Return how much a model's ranking counts beside that by text; see `search/fusion.py`."""
+        names = [model] if model is not None else list(self._weights)[:1]
+        return next((self._weights[name] for name in names if name in self._weights), DEFAULT_WEIGHT)
+
+    async def nearest(
+        self, access: TieredAccess, asked: Asked, limit: int, among: Collection[str] | None
+    ) -> list[tuple[str, str, float]]:
+        """Return (id, episode id, similarity) of the nearest vectors, of all models, best first.
+
+        Where there are several models, each record has the vector of one of them, and similarities of different models
+        do not compare: the best of each come first, then the second best, and so on.
+        """
+        found = [
+            await self.spaces.nearest(access, model, vector, limit, among)
+            for model, vector in (await self._vectors(asked)).items()
+        ]
+        if len(found) == 1:
+            return found[0]
+        merged = [(rank, one) for ranked in found for rank, one in enumerate(ranked)]
+        return [one for _, one in sorted(merged, key=lambda item: (item[0], item[1][0]))[:limit]]
+
+    async def vector_of(self, access: TieredAccess, asked: Asked, hit: Hit) -> NDArray[Any] | None:
+        """Return a hit's vector at length 1, None where it has none."""
+        for model, vector in (await self._vectors(asked)).items():
+            index = await self.spaces.space(access, model, len(vector)).current()
+            key = hit.id if hit.kind == "embedding" else index.first_of(hit.id)
+            if key is not None and key in index:
+                return index.vectors_of([key])[0]
+        return None
+
+    async def _vectors(self, asked: Asked) -> dict[str, NDArray[Any]]:
+        """Return the query as a vector of each model."""
+        if asked.vector is not None:
+            import numpy as np
+
+            model = asked.model
+            if model is None:
+                model = self.newest.model_name
+            return {model: np.asarray(asked.vector, dtype=np.float32)}
+        return {name: (await embedder.embed_queries([asked.text]))[0] for name, embedder in self._embedders.items()}
+
+    async def close(self) -> None:
+        """Close the models and save what is worth it."""
+        try:
+            await self.spaces.close()
+        finally:
+            for embedder in self._embedders.values():
+                await embedder.aclose()

@@ -1,0 +1,249 @@
+"""`Search`: what `Namespace.search` does, over the index, the vectors and the answers given before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cachetools import LRUCache
+
+from memory_store.access import TieredAccess
+from memory_store.clock import boot_s
+from memory_store.codec import Row
+from memory_store.durable.conditions import meeting
+from memory_store.durable.connection import Connection
+from memory_store.durable.documents import corpus_of
+from memory_store.durable.indexing import is_behind
+from memory_store.durable.log import one_state
+from memory_store.durable.reader import read_by_id
+from memory_store.durable.text_index import text_index
+from memory_store.errors import ConfigurationError
+from memory_store.recall.models import Models
+from memory_store.recall.selection import Candidate, select
+from memory_store.search.asked import Asked
+from memory_store.search.fulltext import Corpus, rank_documents
+from memory_store.search.fusion import fuse, vector_weight
+from memory_store.search.results import Hit, Place, SearchResults, ordered, read_cursor, write_cursor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Search"]
+
+ANSWER_TTL_S = 300.0
+_ANSWERS_BYTES = 16 << 20
+# Candidates each part gives: what is not among them cannot come into a page.
+_DEPTH = 100
+# Pieces of what was left behind that a search brings in before it answers without the rest: about 5 ms each.
+_MOST_PIECES = 40
+# Part of a corpus that may change before it is counted again.
+_STALE_SHARE = 0.05
+
+Found = tuple[str, str]
+"""Kind and id of a record that was found."""
+
+
+class _Answer(NamedTuple):
+    """Results, the position they are true at, how often the cache had been restarted by then, and their end."""
+
+    results: SearchResults
+    as_of: int
+    restarts: int
+    until: float
+    bytes: int
+
+
+class Search:
+    """Searches one namespace of an open store.
+
+    Args:
+        access: the way to the namespace.
+        models: what vectors are made by, and where they are found.
+    """
+
+    def __init__(self, access: TieredAccess, models: Models) -> None:
+        self._access, self._models = access, models
+        self._answers: LRUCache[Any, _Answer] = LRUCache(_ANSWERS_BYTES, getsizeof=lambda answer: answer.bytes)
+        self._counted: dict[str, tuple[int, int, float]] = {}
+
+    async def search(self, asked: Asked, cursor: str | None = None) -> SearchResults:
+        """Answer from what is known, or by searching."""
+        self._access.require_usable()
+        known = self._known(asked, cursor)
+        if known is not None:
+            return known
+        place = None if cursor is None else read_cursor(asked.key, cursor)
+        await self._access.coherence.catch_up()
+        as_of, restarts = self._access.cache.position, self._access.cache.restarts
+        results = await self._find(asked, place)
+        size = 1024 + sum(hit.size for hit in results)
+        if results.complete and size <= _ANSWERS_BYTES // 8:
+            self._answers[asked.key, cursor] = _Answer(results, as_of, restarts, boot_s() + ANSWER_TTL_S, size)
+        return results.again()
+
+    def _known(self, asked: Asked, cursor: str | None) -> SearchResults | None:
+        """Return what was found before, if nothing that it was found in has changed since."""
+        answer = self._answers.get((asked.key, cursor))
+        if answer is None:
+            return None
+        now, coherence, tier = boot_s(), self._access.coherence, self._access.cache
+        if now >= coherence.fresh_until and not coherence.refresh(now, None, 0):
+            return None
+        changed = max([tier.space(kind, self._access.namespace).changed for kind in asked.reads])
+        if changed > answer.as_of or tier.restarts != answer.restarts or now >= answer.until:
+            del self._answers[asked.key, cursor]
+            return None
+        return answer.results.again()
+
+    async def _find(self, asked: Asked, place: Place | None) -> SearchResults:
+        depth = max(_DEPTH, 2 * (asked.limit + (0 if place is None else place.count)))
+        by_text, by_vector, complete = await self._both(asked, depth)
+        scores: dict[Found, dict[str, float]] = {}
+        for part, found in (("text", by_text), ("vector", by_vector)):
+            for key, score in (found or {}).items():
+                scores.setdefault(key, {})[part] = score
+        if by_text is None or by_vector is None:
+            whole = by_vector if by_text is None else by_text
+            assert whole is not None
+        else:
+            weight = vector_weight(self._models.weight(asked.model), len(asked.sought))
+            whole = fuse(_ranked(by_text), _ranked(by_vector), weight)
+        ranked = ordered([(score, *found) for found, score in whole.items()])
+        if asked.diversity is None and self._models.rerank is None:
+            return await self._page(asked, ranked, scores, place, complete)
+        return await self._selected(asked, ranked, scores, place, complete)
+
+    async def _both(
+        self, asked: Asked, depth: int
+    ) -> tuple[dict[Found, float] | None, dict[Found, float] | None, bool]:
+        """Return what each part finds, None for one that is not asked, and whether all that is stored was looked at."""
+        if asked.mode == "text" or not (self._models.has_any or asked.vector is not None):
+            if asked.mode == "vector":
+                raise ConfigurationError(
+                    "a search by vector needs a model, MemoryStore(url, embed=...), or the vector itself, vector=..."
+                )
+            found, complete = await self._by_text(asked, depth)
+            return found, None, complete
+        if asked.mode == "vector":
+            return None, await self._by_vector(asked, depth), True
+        text, vector = await asyncio.gather(self._by_text(asked, depth), self._by_vector(asked, depth))
+        return text[0], vector, text[1]
+
+    async def _by_vector(self, asked: Asked, depth: int) -> dict[Found, float]:
+        """Return the similarities of the nearest embeddings, or of the episodes they belong to."""
+        condition, among = asked.of_vectors, None
+        if condition is None:
+            return {}
+        if condition.ids is not None:
+            among = await self._access.durable.scan.run(lambda connection: meeting(connection, condition))
+        found: dict[Found, float] = {}
+        for id_, parent, score in await self._models.nearest(self._access, asked, depth, among):
+            key = ("embedding", id_) if "embedding" in asked.conditions else ("episode", parent)
+            found.setdefault(key, score)  # an episode is as near as the nearest of its vectors
+        return found
+
+    async def _page(
+        self,
+        asked: Asked,
+        ranked: Sequence[tuple[float, str, str]],
+        scores: dict[Found, dict[str, float]],
+        place: Place | None,
+        complete: bool,
+    ) -> SearchResults:
+        """Return the hits behind a place."""
+        rest = ranked
+        if place is not None:
+            rest = [one for one in ranked if (-one[0], *one[1:]) > (-place.score, place.kind, place.id)]
+        page = rest[: asked.limit]
+        hits = await self._hits(asked, page, scores)
+        following = None
+        if len(rest) > asked.limit:
+            count = asked.limit + (0 if place is None else place.count)
+            following = write_cursor(asked.key, Place(count, *page[-1]))
+        return SearchResults(tuple(hits), following, complete)
+
+    async def _selected(
+        self,
+        asked: Asked,
+        ranked: Sequence[tuple[float, str, str]],
+        scores: dict[Found, dict[str, float]],
+        place: Place | None,
+        complete: bool,
+    ) -> SearchResults:
+        """Return the hits that a reranker puts first, or that differ most."""
+        if place is not None:
+            raise ConfigurationError("a search with diversity or a reranker has one page: ask for more by `limit`")
+        pool = await self._hits(asked, ranked[: max(50, 3 * asked.limit)], scores)
+        candidates = [Candidate(hit, await self._vector_of(asked, hit)) for hit in pool]
+        hits, diversity = await select(asked, candidates, self._models.rerank)
+        return SearchResults(tuple(hits), None, complete, diversity)
+
+    async def _vector_of(self, asked: Asked, hit: Hit) -> NDArray[Any] | None:
+        if asked.diversity is None or hit.kind not in ("embedding", "episode"):
+            return None
+        return await self._models.vector_of(self._access, asked, hit)
+
+    async def _hits(
+        self, asked: Asked, ranked: Sequence[tuple[float, str, str]], scores: dict[Found, dict[str, float]]
+    ) -> list[Hit]:
+        rows = await self._access.durable.scan.run(lambda connection: self._rows(connection, asked, ranked))
+        return [
+            Hit(kind, rows[kind, id_], score, scores[kind, id_], asked.sought)
+            for score, kind, id_ in ranked
+            if (kind, id_) in rows
+        ]
+
+    def _rows(self, connection: Connection, asked: Asked, ranked: Sequence[tuple[float, str, str]]) -> dict[Found, Row]:
+        """Read the records found, without those that have changed meanwhile into what was not asked for."""
+        rows: dict[Found, Row] = {}
+        with one_state(connection):
+            for kind in dict.fromkeys(kind for _, kind, _ in ranked):
+                ids = [id_ for _, of, id_ in ranked if of == kind]
+                condition = asked.conditions[kind]
+                if condition.ids is not None:
+                    ids = meeting(connection, condition, ids)
+                found = read_by_id(connection, kind, self._access.namespace, ids)
+                rows.update({(kind, id_): row for id_, row in found.items()})
+        return rows
+
+    async def _by_text(self, asked: Asked, depth: int) -> tuple[dict[Found, float], bool]:
+        """Return the scores of the best by text, and whether all that is stored was looked at."""
+        run, indexer = self._access.durable.scan.run, self._access.shard.indexer
+        for left in reversed(range(_MOST_PIECES)):
+            found = await run(lambda connection: self._rank(connection, asked, depth, anyway=not left))  # noqa: B023
+            if found is not None:
+                break
+            await indexer.bring_in(self._access.namespace)
+        assert found is not None
+        if left == 0:
+            indexer.begin()
+        return found, left > 0
+
+    def _rank(self, connection: Connection, asked: Asked, depth: int, *, anyway: bool) -> dict[Found, float] | None:
+        """Return the scores; None where something is still to be indexed, unless that shall not matter."""
+        found: dict[Found, float] = {}
+        namespace = self._access.namespace
+        with one_state(connection):
+            if not anyway and is_behind(connection, self._access.shard.number, namespace):
+                return None
+            index = text_index(connection)
+            for kind, condition in asked.conditions.items():
+                matches = rank_documents(index, self._corpus(connection, kind), asked.terms, condition, depth)
+                ids = index.ids(namespace, [match.key for match in matches])
+                found.update({(kind, ids[match.key]): match.score for match in matches})
+        return found
+
+    def _corpus(self, connection: Connection, kind: str) -> Corpus:
+        """Return a corpus, counted again when a twentieth of it may have changed."""
+        namespace = self._access.namespace
+        changed = self._access.cache.space(kind, namespace).changed
+        seen, count, average = self._counted.get(kind, (-1, 0, 0.0))
+        if seen < 0 or changed < seen or changed - seen > count * _STALE_SHARE:
+            count, average = text_index(connection).statistics(namespace, kind)
+            self._counted[kind] = changed, count, average
+        return Corpus(corpus_of(namespace, kind), namespace, count, average)
+
+
+def _ranked(found: dict[Found, float]) -> list[Found]:
+    return [(kind, id_) for _, kind, id_ in ordered([(score, *key) for key, score in found.items()])]
