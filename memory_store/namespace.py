@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
+
+from sqlalchemy.sql.elements import ColumnElement
 
 from memory_store.access import TieredAccess
 from memory_store.cache.shelf import Shelf
@@ -15,6 +17,7 @@ from memory_store.config import Settings, check_namespace
 from memory_store.errors import ConfigurationError
 from memory_store.feed import LoggedChange, follow
 from memory_store.recall.models import Models
+from memory_store.recall.places import LEVELS, Asking, Level, Recall
 from memory_store.recall.search import Search
 from memory_store.records import RECORDS, Embedding, Episode, Pattern, SpatiotemporalEntry, Step
 from memory_store.search.asked import Mode, Syntax, Where, ask
@@ -80,6 +83,7 @@ class Namespace(Collections):
         self._settings, self._shelf, self._telemetry = settings, shelf, telemetry
         self._models = models
         self._search = Search(self._access, models)
+        self._recall = Recall(self._access, self._search)
 
     @property
     def position(self) -> int:
@@ -179,6 +183,54 @@ class Namespace(Collections):
             model=model,
         )
         return await self._search.search(asked, cursor)
+
+    async def recall(
+        self,
+        query: str,
+        *,
+        domain: str | None = None,
+        task_type: str | None = None,
+        where: Where | None = None,
+        at: datetime | None = None,
+        mode: Mode = "hybrid",
+        limit: int = 10,
+        diversity: float = 0.7,
+        levels: Iterable[Level] = LEVELS,
+        explain: bool = False,
+        vector: Sequence[float] | None = None,
+        model: str | None = None,
+    ) -> SearchResults:
+        """Return episodes that are like a task at hand: "have I seen this before, and what worked?".
+
+        From coarse to fine: the domain, the task type, then the newest time clusters (weeks up to 30 days back, months
+        up to 180, quarters beyond) that hold at least 200 episodes; these are searched. Their scores are weighed by how
+        recent they are (a half after 30 days; 15 % of the score), and among the best those are chosen that differ.
+
+        Args:
+            query: the task, in words.
+            domain: only episodes of it; None for all.
+            task_type: only episodes of it; None for all.
+            where: an expression over `Episode.c`, or several, that all of them must meet.
+            at: the moment to look from, now when absent: what was created later is not recalled.
+            mode: as in `search`.
+            limit: as in `search`.
+            diversity: as in `search`.
+            levels: which of "domain", "task_type", "time", "recency" and "diversity" are made use of.
+            explain: whether `results.explanation` is to say what each level kept.
+            vector: as in `search`.
+            model: as in `search`.
+
+        Raises:
+            ConfigurationError: an argument has a value it cannot have.
+            EmbedderError: the model failed; it says whether to try again.
+            DurableError: the database cannot be read.
+        """
+        given = [] if where is None else [where] if isinstance(where, ColumnElement) else list(where)
+        return await self._recall.recall(
+            Asking(
+                query, domain, task_type, given, at, mode, limit, diversity, frozenset(levels), explain, vector, model
+            )
+        )
 
     def follow(self, *, after: str = "end") -> AsyncIterator[LoggedChange]:
         """Yield every change of this namespace, in order, at least once: `async for change in store.follow(): ...`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from cachetools import LRUCache
 
@@ -26,22 +26,23 @@ from memory_store.search.fulltext import Corpus, rank_documents
 from memory_store.search.fusion import fuse, vector_weight
 from memory_store.search.results import Hit, Place, SearchResults, ordered, read_cursor, write_cursor
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 __all__ = ["Search"]
 
 ANSWER_TTL_S = 300.0
 _ANSWERS_BYTES = 16 << 20
 # Candidates each part gives: what is not among them cannot come into a page.
 _DEPTH = 100
+# Hits that a reranker, or diversity, chooses among, at least.
+_POOL = 50
 # Pieces of what was left behind that a search brings in before it answers without the rest: about 5 ms each.
 _MOST_PIECES = 40
 # Part of a corpus that may change before it is counted again.
 _STALE_SHARE = 0.05
 
-Found = tuple[str, str]
+Found: TypeAlias = tuple[str, str]
 """Kind and id of a record that was found."""
+Ranked: TypeAlias = Sequence[tuple[float, str, str]]
+"""Score, kind and id of what was found, best first."""
 
 
 class _Answer(NamedTuple):
@@ -96,8 +97,31 @@ class Search:
             return None
         return answer.results.again()
 
+    async def pool(self, asked: Asked, size: int) -> tuple[list[Hit], bool]:
+        """Return the best hits of which some are to be chosen, and whether all that is stored was looked at."""
+        ranked, scores, complete = await self._ranked(asked, max(_DEPTH, size))
+        return await self._hits(asked, ranked[:size], scores), complete
+
+    async def chosen(self, asked: Asked, pool: Sequence[Hit]) -> tuple[list[Hit], float | None]:
+        """Return the hits of a pool that a reranker puts first, or that differ most; and how much they differ."""
+        wants_vectors = asked.diversity is not None
+        vectors = [await self._models.vector_of(self._access, asked, hit) if wants_vectors else None for hit in pool]
+        candidates = [Candidate(hit, vector) for hit, vector in zip(pool, vectors, strict=True)]
+        return await select(asked, candidates, self._models.rerank)
+
     async def _find(self, asked: Asked, place: Place | None) -> SearchResults:
+        if asked.diversity is not None or self._models.rerank is not None:
+            if place is not None:
+                raise ConfigurationError("a search with diversity or a reranker has one page: ask for more by `limit`")
+            pool, complete = await self.pool(asked, max(_POOL, 3 * asked.limit))
+            hits, diversity = await self.chosen(asked, pool)
+            return SearchResults(tuple(hits), None, complete, diversity)
         depth = max(_DEPTH, 2 * (asked.limit + (0 if place is None else place.count)))
+        ranked, scores, complete = await self._ranked(asked, depth)
+        return await self._page(asked, ranked, scores, place, complete)
+
+    async def _ranked(self, asked: Asked, depth: int) -> tuple[Ranked, dict[Found, dict[str, float]], bool]:
+        """Return the best of both parts, the parts' own scores, and whether all that is stored was looked at."""
         by_text, by_vector, complete = await self._both(asked, depth)
         scores: dict[Found, dict[str, float]] = {}
         for part, found in (("text", by_text), ("vector", by_vector)):
@@ -108,11 +132,8 @@ class Search:
             assert whole is not None
         else:
             weight = vector_weight(self._models.weight(asked.model), len(asked.sought))
-            whole = fuse(_ranked(by_text), _ranked(by_vector), weight)
-        ranked = ordered([(score, *found) for found, score in whole.items()])
-        if asked.diversity is None and self._models.rerank is None:
-            return await self._page(asked, ranked, scores, place, complete)
-        return await self._selected(asked, ranked, scores, place, complete)
+            whole = fuse(_best_first(by_text), _best_first(by_vector), weight)
+        return ordered([(score, *found) for found, score in whole.items()]), scores, complete
 
     async def _both(
         self, asked: Asked, depth: int
@@ -146,7 +167,7 @@ class Search:
     async def _page(
         self,
         asked: Asked,
-        ranked: Sequence[tuple[float, str, str]],
+        ranked: Ranked,
         scores: dict[Found, dict[str, float]],
         place: Place | None,
         complete: bool,
@@ -163,30 +184,7 @@ class Search:
             following = write_cursor(asked.key, Place(count, *page[-1]))
         return SearchResults(tuple(hits), following, complete)
 
-    async def _selected(
-        self,
-        asked: Asked,
-        ranked: Sequence[tuple[float, str, str]],
-        scores: dict[Found, dict[str, float]],
-        place: Place | None,
-        complete: bool,
-    ) -> SearchResults:
-        """Return the hits that a reranker puts first, or that differ most."""
-        if place is not None:
-            raise ConfigurationError("a search with diversity or a reranker has one page: ask for more by `limit`")
-        pool = await self._hits(asked, ranked[: max(50, 3 * asked.limit)], scores)
-        candidates = [Candidate(hit, await self._vector_of(asked, hit)) for hit in pool]
-        hits, diversity = await select(asked, candidates, self._models.rerank)
-        return SearchResults(tuple(hits), None, complete, diversity)
-
-    async def _vector_of(self, asked: Asked, hit: Hit) -> NDArray[Any] | None:
-        if asked.diversity is None or hit.kind not in ("embedding", "episode"):
-            return None
-        return await self._models.vector_of(self._access, asked, hit)
-
-    async def _hits(
-        self, asked: Asked, ranked: Sequence[tuple[float, str, str]], scores: dict[Found, dict[str, float]]
-    ) -> list[Hit]:
+    async def _hits(self, asked: Asked, ranked: Ranked, scores: dict[Found, dict[str, float]]) -> list[Hit]:
         rows = await self._access.durable.scan.run(lambda connection: self._rows(connection, asked, ranked))
         return [
             Hit(kind, rows[kind, id_], score, scores[kind, id_], asked.sought)
@@ -194,7 +192,7 @@ class Search:
             if (kind, id_) in rows
         ]
 
-    def _rows(self, connection: Connection, asked: Asked, ranked: Sequence[tuple[float, str, str]]) -> dict[Found, Row]:
+    def _rows(self, connection: Connection, asked: Asked, ranked: Ranked) -> dict[Found, Row]:
         """Read the records found, without those that have changed meanwhile into what was not asked for."""
         rows: dict[Found, Row] = {}
         with one_state(connection):
@@ -245,5 +243,5 @@ class Search:
         return Corpus(corpus_of(namespace, kind), namespace, count, average)
 
 
-def _ranked(found: dict[Found, float]) -> list[Found]:
+def _best_first(found: dict[Found, float]) -> list[Found]:
     return [(kind, id_) for _, kind, id_ in ordered([(score, *key) for key, score in found.items()])]

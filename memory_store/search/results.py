@@ -61,6 +61,11 @@ class Hit:
         """The record's stored values."""
         return self._row
 
+    @property
+    def terms(self) -> frozenset[str]:
+        """The terms it was sought by."""
+        return self._terms
+
     def rescored(self, score: float, part: str) -> Hit:
         """Return the same hit with another score, which a part gave."""
         return Hit(self.kind, self._row, score, {**self.scores, part: score}, self._terms)

@@ -1,0 +1,214 @@
+"""Coarse-to-fine recall: the place, then the time, then what is alike, then what differs.
+
+Domain and task type narrow the episodes to a place; from its newest time clusters as many are taken as are worth
+comparing. These are searched by text and vectors, weighed by how recent they are, and chosen for their diversity. The
+keys for place and time stand in `documents`, written with the episode itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, get_args
+
+from sqlalchemy.sql.elements import ColumnElement
+
+from memory_store.access import TieredAccess
+from memory_store.clock import from_us, now_us, to_us
+from memory_store.durable.conditions import condition_on
+from memory_store.durable.connection import Connection
+from memory_store.durable.documents import PLACE_SEPARATOR
+from memory_store.durable.indexing import is_behind
+from memory_store.durable.log import one_state
+from memory_store.errors import ConfigurationError
+from memory_store.recall.search import Search
+from memory_store.records import Episode
+from memory_store.search.asked import Mode, ask
+from memory_store.search.clusters import clusters_of, recency
+from memory_store.search.results import Hit, SearchResults
+
+__all__ = ["LEVELS", "Asking", "Kept", "Level", "Recall"]
+
+Level = Literal["domain", "task_type", "time", "recency", "diversity"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+# Episodes worth comparing: the newest clusters that hold so many, of the newest 2,000 of the place.
+_ENOUGH = 200
+_MOST = 2_000
+# The best of them that diversity chooses among, at least.
+_POOL = 50
+_RECENCY_SHARE = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a level of a recall kept.
+
+    Args:
+        level: "namespace", "domain", "task_type", "time", "similarity", "recency" or "diversity".
+        kept: how many episodes were left behind it.
+        detail: what it went by.
+    """
+
+    level: str
+    kept: int
+    detail: str
+
+
+class Asking(NamedTuple):
+    """What a recall is asked; see `Namespace.recall`."""
+
+    query: str
+    domain: str | None
+    task_type: str | None
+    where: Sequence[ColumnElement[bool]]
+    at: datetime | None
+    mode: Mode
+    limit: int
+    diversity: float
+    levels: Collection[str]
+    explain: bool
+    vector: Sequence[float] | None
+    model: str | None
+
+
+class Recall:
+    """Recalls episodes of one namespace.
+
+    Args:
+        access: the way to the namespace.
+        search: searches it.
+    """
+
+    def __init__(self, access: TieredAccess, search: Search) -> None:
+        self._access, self._search = access, search
+
+    async def recall(self, asking: Asking) -> SearchResults:
+        """Go from level to level."""
+        self._access.require_usable()
+        levels = set(asking.levels)
+        if unknown := sorted(levels - set(LEVELS)):
+            raise ConfigurationError(f"levels must be of {', '.join(LEVELS)}, got {unknown[0]!r:.80}")
+        now = now_us() if asking.at is None else to_us(asking.at)
+        explanation: list[Kept] = []
+        where = self._place(asking, levels)
+        if "time" in levels:
+            since = await self._access.durable.scan.run(
+                lambda connection: self._since(connection, asking, where, now, explanation)
+            )
+            where = [*where, Episode.c.created_at >= from_us(since)] if since is not None else where
+        asked = ask(
+            self._access.dialect,
+            self._access.namespace,
+            asking.query,
+            kinds="episode",
+            where=where or None,
+            mode=asking.mode,
+            limit=asking.limit,
+            at=asking.at,
+            diversity=asking.diversity if "diversity" in levels else None,
+            vector=asking.vector,
+            model=asking.model,
+        )
+        pool, complete = await self._search.pool(asked, max(_POOL, 3 * asking.limit))
+        explanation.append(Kept("similarity", len(pool), f"{asking.mode}: the best of those that are like the query"))
+        if "recency" in levels:
+            pool = _with_recency(pool, now)
+            explanation.append(Kept("recency", len(pool), f"{_RECENCY_SHARE:.0%} of the score"))
+        hits, diversity = await self._search.chosen(asked, pool)
+        if diversity is not None:
+            reached = f"reached {diversity:.2f}, asked for {asking.diversity:.2f}"
+            explanation.append(Kept("diversity", len(hits), reached))
+        return SearchResults(tuple(hits), None, complete, diversity, tuple(explanation) if asking.explain else ())
+
+    def _place(self, asking: Asking, levels: Collection[str]) -> list[ColumnElement[bool]]:
+        where = list(asking.where)
+        if asking.domain is not None and "domain" in levels:
+            where.append(Episode.c.domain == asking.domain)
+        if asking.task_type is not None and "task_type" in levels:
+            where.append(Episode.c.task_type == asking.task_type)
+        return where
+
+    def _since(
+        self,
+        connection: Connection,
+        asking: Asking,
+        where: Sequence[ColumnElement[bool]],
+        now: int,
+        explanation: list[Kept],
+    ) -> int | None:
+        """Return the moment since which there is enough to compare, None for since ever."""
+        with one_state(connection):
+            if asking.explain:
+                explanation += self._counted(connection, asking)
+            times = self._times(connection, asking, where, now)
+        clusters, total, taken = clusters_of(times, now), 0, 0
+        for cluster in clusters:
+            taken += 1
+            total += cluster.count
+            if total >= max(_ENOUGH, 10 * asking.limit):
+                break
+        names = ", ".join(f"{cluster.label} ({cluster.count})" for cluster in clusters[:taken])
+        explanation.append(Kept("time", total, names or "no episode"))
+        return clusters[taken - 1].since if taken else None
+
+    def _times(
+        self, connection: Connection, asking: Asking, where: Sequence[ColumnElement[bool]], now: int
+    ) -> list[int]:
+        """Return when the newest episodes of the place came to be."""
+        namespace = self._access.namespace
+        whole = len(where) == 2 and asking.domain is not None and asking.task_type is not None and not asking.where
+        if whole and not is_behind(connection, self._access.shard.number, namespace):
+            sql = "SELECT at FROM documents WHERE namespace = ? AND place = ? AND at <= ? ORDER BY at DESC LIMIT ?"
+            place = f"{asking.domain}{PLACE_SEPARATOR}{asking.task_type}"
+            rows = connection.execute(sql, (namespace, place, now, _MOST)).fetchall()
+        else:
+            condition = condition_on(
+                self._access.dialect, namespace, "episode", [*where, Episode.c.created_at <= from_us(now)]
+            )
+            assert condition.ids is not None
+            text, parameters = condition.ids
+            newest = text.replace("SELECT episodes.id", "SELECT episodes.created_at", 1)
+            rows = connection.execute(
+                f"{newest} ORDER BY episodes.created_at DESC LIMIT {_MOST}", parameters
+            ).fetchall()
+        return [time for (time,) in rows]
+
+    def _counted(self, connection: Connection, asking: Asking) -> list[Kept]:
+        """Return how many episodes each level of the place keeps."""
+        found: list[Kept] = []
+        where: list[Any] = list(asking.where)
+        steps: list[tuple[str, str | None, Any]] = [
+            ("namespace", self._access.namespace, None),
+            ("domain", asking.domain, Episode.c.domain),
+            ("task_type", asking.task_type, Episode.c.task_type),
+        ]
+        for level, value, column in steps:
+            if value is None or (column is not None and level not in asking.levels):
+                continue
+            if column is not None:
+                where.append(column == value)
+            condition = condition_on(
+                self._access.dialect, self._access.namespace, "episode", where or [Episode.c.id != ""]
+            )
+            assert condition.ids is not None
+            text, parameters = condition.ids
+            [(count,)] = connection.execute(f"SELECT count(*) FROM ({text}) AS met", parameters).fetchall()  # noqa: S608
+            found.append(Kept(level, int(count), value))
+        return found
+
+
+def _with_recency(pool: Sequence[Hit], now: int) -> list[Hit]:
+    """Return the hits with how recent they are in their scores, best first."""
+    if not pool:
+        return []
+    scores = [hit.score for hit in pool]
+    least, most = min(scores), max(scores)
+    weighed = []
+    for hit in pool:
+        likeness = 1.0 if most == least else (hit.score - least) / (most - least)
+        recent = recency(hit.row[2], now)
+        score = (1 - _RECENCY_SHARE) * likeness + _RECENCY_SHARE * recent
+        weighed.append(Hit(hit.kind, hit.row, score, {**hit.scores, "recency": recent}, hit.terms))
+    return sorted(weighed, key=lambda hit: (-hit.score, hit.id))
