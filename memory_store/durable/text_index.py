@@ -57,10 +57,10 @@ class Condition(NamedTuple):
 
 
 class Posting(NamedTuple):
-    """A document that has a term: its key, how often the term is there, how many terms it has."""
+    """A document that has a term: its key, how many times the term is there, how many terms it has."""
 
     key: int
-    count: int
+    times: int
     length: int
 
 

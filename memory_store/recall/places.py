@@ -146,10 +146,10 @@ class Recall:
         clusters, total, taken = clusters_of(times, now), 0, 0
         for cluster in clusters:
             taken += 1
-            total += cluster.count
+            total += cluster.episodes
             if total >= max(_ENOUGH, 10 * asking.limit):
                 break
-        names = ", ".join(f"{cluster.label} ({cluster.count})" for cluster in clusters[:taken])
+        names = ", ".join(f"{cluster.label} ({cluster.episodes})" for cluster in clusters[:taken])
         explanation.append(Kept("time", total, names or "no episode"))
         return clusters[taken - 1].since if taken else None
 

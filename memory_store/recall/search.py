@@ -116,7 +116,7 @@ class Search:
             pool, complete = await self.pool(asked, max(_POOL, 3 * asked.limit))
             hits, diversity = await self.chosen(asked, pool)
             return SearchResults(tuple(hits), None, complete, diversity)
-        depth = max(_DEPTH, 2 * (asked.limit + (0 if place is None else place.count)))
+        depth = max(_DEPTH, 2 * (asked.limit + (0 if place is None else place.passed)))
         ranked, scores, complete = await self._ranked(asked, depth)
         return await self._page(asked, ranked, scores, place, complete)
 
@@ -180,7 +180,7 @@ class Search:
         hits = await self._hits(asked, page, scores)
         following = None
         if len(rest) > asked.limit:
-            count = asked.limit + (0 if place is None else place.count)
+            count = asked.limit + (0 if place is None else place.passed)
             following = write_cursor(asked.key, Place(count, *page[-1]))
         return SearchResults(tuple(hits), following, complete)
 

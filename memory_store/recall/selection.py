@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,11 +70,14 @@ def _similarity(candidates: Sequence[Candidate]) -> NDArray[Any]:
     if len(known) == len(vectors) and len({len(vector) for vector in known}) == 1:
         units = np.stack(known)
         return np.clip(units @ units.T, 0, 1)
-    # Cosine of the sets of terms: what two share over the geometric mean of their sizes.
+    # Cosine of the sets of terms, each weighed by how few of the candidates have it: what all have says nothing.
     terms = [set(document_terms(hit.kind, hit.row)) for hit, _ in candidates]
-    places = {term: place for place, term in enumerate(set().union(*terms))}
-    matrix = np.zeros((len(terms), max(1, len(places))), dtype=np.float32)
+    counted = Counter(term for found in terms for term in found)
+    places = {term: place for place, term in enumerate(counted)}
+    weights = np.log((len(terms) + 1) / (np.array([*counted.values(), 1]) + 0.5)).astype(np.float32)
+    matrix = np.zeros((len(terms), len(weights)), dtype=np.float32)
     for row, found in zip(matrix, terms, strict=True):
-        if found:
-            row[[places[term] for term in found]] = 1 / math.sqrt(len(found))
+        held = [places[term] for term in found]
+        row[held] = weights[held]
+        row /= np.linalg.norm(row) or 1
     return matrix @ matrix.T

@@ -18,12 +18,12 @@ HALF_LIFE_DAYS = 30.0
 class Cluster(NamedTuple):
     """A stretch of time and what lies in it.
 
-    `label` says how far back, `since` is where it begins, in microseconds since 1970, and `count` how many lie in it.
+    `label` says how far back, `since` where it begins, in microseconds since 1970, and `episodes` how many lie in it.
     """
 
     label: str
     since: int
-    count: int
+    episodes: int
 
 
 def clusters_of(times: Sequence[int], now: int) -> list[Cluster]:

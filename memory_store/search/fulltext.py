@@ -38,7 +38,7 @@ class Corpus(NamedTuple):
 
     name: str
     namespace: str
-    count: int
+    documents: int
     average: float
 
 
@@ -109,7 +109,7 @@ class _Ranking:
         """Return what each term counts: its inverse document frequency."""
         counted = self._index.frequencies(self._corpus.name, terms)
         self._frequencies = dict(zip(terms, counted, strict=True))
-        total = max(self._corpus.count, 1)
+        total = max(self._corpus.documents, 1)
         return {
             term: max(_LEAST, math.log((max(total - count, 0) + 0.5) / (count + 0.5)))
             for term, count in self._frequencies.items()

@@ -121,9 +121,9 @@ class SearchResults:
 
 
 class Place(NamedTuple):
-    """Where a page of hits ends: how many came before, and the last one's score, kind and id."""
+    """Where a page of hits ends: how many hits came before, and the last one's score, kind and id."""
 
-    count: int
+    passed: int
     score: float
     kind: str
     id: str

@@ -83,7 +83,7 @@ class _Parser:
             elif found["mark"]:
                 yield _Token("(" if found["mark"] == "(" else ")", start)
             elif found["word"] in ("AND", "OR", "NOT"):
-                yield _Token(found["word"], start)
+                yield _Token(found["word"], start)  # type: ignore[arg-type]  # one of these three
             else:
                 text = found["phrase"] or found["word"]
                 starred = bool(found["phrase_star"]) if found["phrase"] else text.endswith("*")

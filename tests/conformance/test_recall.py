@@ -70,15 +70,19 @@ async def test_what_is_recent_comes_first_among_the_like(filled: MemoryStore) ->
     assert all(hit.record.created_at <= NOW - timedelta(days=100) for hit in earlier), "as it was to be seen then"
 
 
-async def test_diversity_is_reached_or_told(filled: MemoryStore) -> None:
-    alike = await filled.recall("session cookie", at=NOW, levels=["time", "recency"], limit=8)
-    unlike = await filled.recall("session cookie", at=NOW, limit=8)
-    goals = [len({hit.record.context["goal"] for hit in results}) for results in (alike, unlike)]
-    assert goals[0] < goals[1]
-    searched = await filled.search("session", mode="text", kinds="episode", limit=8, diversity=0.2)
-    assert searched.diversity is not None
-    assert searched.diversity >= 0.2
-    assert len(searched) == 8
+async def test_diversity_is_reached_or_told(store: MemoryStore) -> None:
+    contexts = [*["session expired"] * 12, *(f"session of {word} was {word}" for word in WORDS)]
+    for number, context in enumerate(contexts):
+        await store.episodes.put(make_episode(id=f"e{number:02}", context=context, created_at=NOW))
+    alike = await store.recall("session expired", at=NOW, levels=["time", "recency"], limit=6)
+    unlike = await store.recall("session expired", at=NOW, limit=6, diversity=0.4)
+    assert [len({hit.record.context for hit in results}) for results in (alike, unlike)] == [1, 6]
+    assert (alike.diversity, len(unlike)) == (None, 6)
+    assert unlike.diversity is not None
+    assert unlike.diversity >= 0.4
+    missed = await store.search("session expired", mode="text", kinds="episode", limit=12, diversity=1.0)
+    assert missed.diversity is not None
+    assert 0 < missed.diversity < 1, "as near as these come"
 
 
 async def test_keys_follow_the_episode(store: MemoryStore) -> None:
@@ -109,11 +113,11 @@ def test_clusters_grow_coarser_with_age() -> None:
     day = 86_400_000_000
     ages = [0, 6, 7, 13, 14, 27, 28, 29, 30, 59, 60, 179, 180, 270, 271, 400, 1000]
     found = clusters_of([1000 * day - age * day for age in ages], 1000 * day)
-    assert [(cluster.label, cluster.count) for cluster in found] == [
+    assert [(cluster.label, cluster.episodes) for cluster in found] == [
         ("week 1", 2), ("week 2", 2), ("week 3", 1), ("week 4", 1), ("week 5", 2), ("month 2", 2), ("month 3", 1),
         ("month 6", 1), ("quarter 3", 2), ("quarter 4", 1), ("quarter 5", 1), ("quarter 12", 1),
     ]  # fmt: skip
-    assert sum(cluster.count for cluster in found) == len(ages)
+    assert sum(cluster.episodes for cluster in found) == len(ages)
     since = [cluster.since for cluster in found]
     assert since == sorted(since, reverse=True)
     assert clusters_of([], 5) == []

@@ -125,7 +125,8 @@ def arrays_of(documents: Sequence[Document]) -> list[list[Any]]:
 
 def vector_text(document: Document) -> str:
     """Return a document's terms as the text of a tsvector, each with its places."""
-    corpus, places = document.corpus, {}
+    corpus = document.corpus
+    places: dict[str, list[str]] = {}
     for place, term in enumerate(document.terms, 1):
         places.setdefault(term, []).append(str(min(place, _LAST_PLACE)))
     return " ".join(f"'{corpus}{term}':{','.join(found)}" for term, found in places.items())
