@@ -6,7 +6,7 @@ import asyncio
 import os
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,6 +20,7 @@ from memory_store.cache.shared import Link
 from memory_store.cache.shelf import Shelf
 from memory_store.cache.watch import HeadWatch
 from memory_store.config import Settings, resolve_settings
+from memory_store.durable.documents import count_searched
 from memory_store.durable.engine import parse_url
 from memory_store.durable.examine import cache_folder
 from memory_store.durable.log import CommitToken
@@ -272,6 +273,31 @@ class MemoryStore(Namespace):
             access.attach(shards, shards[len(self._to_shards)])
             self._to_shards.append(access)
         return self._to_shards
+
+    async def reindex(self, *, on_progress: Callable[[str, int, int], None] | None = None) -> int:
+        """Make the full-text index of all namespaces anew from the records, and return how many there are.
+
+        Never needed for correctness. The store, and others, go on meanwhile; searches are complete again when it has
+        ended. Interrupted, it is gone on with by the next search or the next call.
+
+        Args:
+            on_progress: called with what is done, how many records of how many.
+
+        Raises:
+            DurableError: the database cannot be written.
+        """
+        self._access.require_usable()
+        assert self._shards is not None
+        assert self._durable is not None
+        total, before = await self._durable.scan.run(count_searched), 0
+        for shard in self._shards:
+            done = before
+            async for count in shard.indexer.renew():
+                done = before + count
+                if on_progress is not None:
+                    on_progress("indexing", done, max(total, done))
+            before = done
+        return before
 
     async def resolve(self, token: str) -> bool:
         """Return whether the commit behind a `CommitUnknownError` happened. After False it never will.

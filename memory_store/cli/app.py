@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from memory_store.cli import caches, copying, files, reading, schemas, servers, upkeep, watching
+from memory_store.cli import caches, copying, files, reading, schemas, searching, servers, upkeep, watching
 from memory_store.cli.options import DEFAULT_URL, Code, Json, Name, Url, code_of, complain
 from memory_store.cli.screen import ReaderGone
 from memory_store.errors import ConfigurationError, MemoryStoreError
@@ -125,6 +125,32 @@ def show(
 ) -> int:
     """Show one record; an episode with everything that belongs to it."""
     return reading.show_record(url, namespace, kind, id_, as_json)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What is sought, in words.")],
+    url: Url = DEFAULT_URL,
+    namespace: Name = "default",
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", metavar="KIND", help="Only this kind; repeatable.")
+    ] = None,
+    where: Annotated[str | None, typer.Option(metavar="JSON", help="A filter of the one --kind, as in list.")] = None,
+    expert: Annotated[
+        bool, typer.Option("--expert", help='Read QUERY as an expression: "a phrase", pre*, AND, OR, NOT, ( ).')
+    ] = False,
+    limit: Annotated[int, typer.Option(help="Hits a page, 1 to 1000.")] = 10,
+    cursor: Annotated[str | None, typer.Option(metavar="TEXT", help="Where the page before ended.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Search episodes, steps, patterns and embeddings by their text, best first."""
+    return searching.search(url, namespace, query, kind, where, expert, limit, cursor, as_json)
+
+
+@app.command()
+def reindex(url: Url = DEFAULT_URL, as_json: Json = False) -> int:
+    """Make the full-text index anew from the records; others may search and write meanwhile."""
+    return searching.reindex(url, as_json)
 
 
 @app.command()

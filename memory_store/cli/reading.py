@@ -17,7 +17,7 @@ from memory_store.namespace import Namespace
 from memory_store.records import PARTS, RECORDS, Record, RecordSpec
 from memory_store.transfer import to_json
 
-__all__ = ["list_records", "show_record", "show_stats"]
+__all__ = ["list_records", "parse_where", "show_record", "show_stats"]
 
 # What a table of many records leaves out: long values, and what hardly anybody looks for.
 _NOT_LISTED = frozenset(
@@ -49,7 +49,7 @@ def list_records(
 ) -> int:
     """Print one page."""
     spec = _spec(kind)
-    condition = None if where is None else parse_filter(spec, _parse(where))
+    condition = None if where is None else parse_filter(spec, parse_where(where))
     order = parse_order_by(spec, order_by or "id", descending=desc)
 
     async def work() -> int:
@@ -137,7 +137,12 @@ def _spec(kind: str) -> RecordSpec[Any]:
     return RECORDS[kind]
 
 
-def _parse(text: str) -> Any:
+def parse_where(text: str) -> Any:
+    """Return the filter of the option --where.
+
+    Raises:
+        ConfigurationError: it is no JSON.
+    """
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -6,7 +6,7 @@ well, and it says what others have committed meanwhile. It is taken back before 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from memory_store.durable.changes import Change, HeadState, new_nonce
@@ -14,10 +14,9 @@ from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import outcome_is_unknown
 from memory_store.durable.documents import record_documents, write_behind
 from memory_store.durable.log import Commit, CommitToken, Run, read_run
-from memory_store.durable.operations import Context
+from memory_store.durable.operations import Context, IndexWork
 from memory_store.durable.schema import require_current
 from memory_store.durable.statements import head_claim, head_release, head_update, log_insert
-from memory_store.durable.text_index import Document, Gone
 from memory_store.errors import CommitUnknownError, DurableUnavailableError
 
 __all__ = ["LogWriter", "Opened", "rollback", "unknown_commit"]
@@ -72,28 +71,28 @@ class LogWriter:
         """
         changes, head = context.changes, opened.head
         if not changes:
-            if context.behind:
-                _commit_index(connection, context.behind)
+            if context.text.is_due:
+                _commit_index(connection, context.text)
             rollback(connection)
-            return Commit(before=opened.before, indexed=len(context.behind))
+            return Commit(before=opened.before, indexed=len(context.text.documents))
         nonce = new_nonce()
         try:
             [(position,)] = connection.execute(head_update(), (nonce, head.shard)).fetchall()
             rows = _log_rows(changes, head._replace(position=position, nonce=nonce), self.actor, context.now_us)
             connection.executemany(log_insert(), rows)
-            write_behind(connection, context.behind)
+            write_behind(connection, context.text)
             complete = record_documents(connection, changes, head.shard, position)
             commit(connection, CommitToken(head.store_id, position, nonce, head.shard))
         except BaseException:
             rollback(connection)
             raise
-        return Commit(position, nonce, changes, head, opened.before, len(context.behind), not complete)
+        return Commit(position, nonce, changes, head, opened.before, len(context.text.documents), not complete)
 
 
-def _commit_index(connection: Connection, behind: Sequence[Document | Gone]) -> None:
+def _commit_index(connection: Connection, work: IndexWork) -> None:
     """Commit what the index was behind with: no change of a record, and nothing that anybody follows."""
     try:
-        write_behind(connection, behind)
+        write_behind(connection, work)
         connection.execute(head_release())
         connection.execute("COMMIT")
     except BaseException:

@@ -16,7 +16,7 @@ import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 from sqlalchemy import BigInteger, Column, Identity, Index, Integer, PrimaryKeyConstraint, Table, Text, text
@@ -29,6 +29,9 @@ from memory_store.records import RECORDS
 from memory_store.records.columns import METADATA, ShortText
 from memory_store.text.documents import SEARCHED, document_terms
 
+if TYPE_CHECKING:
+    from memory_store.durable.operations import IndexWork
+
 __all__ = [
     "BACKLOG",
     "DOCUMENTS",
@@ -37,6 +40,7 @@ __all__ = [
     "PLACE_SEPARATOR",
     "WHOLE_NAMESPACE",
     "corpus_of",
+    "count_searched",
     "forget_documents",
     "leave_all_behind",
     "leave_behind",
@@ -159,11 +163,11 @@ def record_documents(connection: Connection, changes: Sequence[Change], shard: i
     return True
 
 
-def write_behind(connection: Connection, behind: Sequence[Document | Gone]) -> None:
+def write_behind(connection: Connection, work: IndexWork) -> None:
     """Bring in what the index was behind with."""
-    if behind:
-        documents = {item[:3]: item for item in behind if isinstance(item, Document)}
-        text_index(connection).write(list(documents.values()), [item for item in behind if isinstance(item, Gone)])
+    if work.documents or work.gone:
+        documents = {document[:3]: document for document in work.documents}
+        text_index(connection).write(list(documents.values()), work.gone)
 
 
 def leave_behind(connection: Connection, shard: int, position: int, namespaces: Iterable[str]) -> None:
@@ -188,3 +192,9 @@ def forget_documents(connection: Connection, shards: int) -> None:
         connection.execute("INSERT INTO documents_text (documents_text) VALUES ('delete-all')")
     connection.execute("DELETE FROM documents")
     leave_all_behind(connection, shards)
+
+
+def count_searched(connection: Connection) -> int:
+    """Return how many records have text to search."""
+    counted = " + ".join(f"(SELECT count(*) FROM {RECORDS[kind].table.name})" for kind in SEARCHED)  # noqa: S608
+    return int(connection.execute(f"SELECT {counted}").fetchone()[0])

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from typing import Any
 
+from memory_store.durable.changes import shard_of
 from memory_store.durable.connection import Connection
 from memory_store.durable.documents import WHOLE_NAMESPACE, make_document
 from memory_store.durable.lookup import Ask, Work, find_existing
@@ -23,7 +24,7 @@ from memory_store.errors import MemoryStoreError
 from memory_store.records import RECORDS
 from memory_store.text.documents import SEARCHED
 
-__all__ = ["IndexBehind", "Indexer", "is_behind"]
+__all__ = ["IndexBehind", "Indexer", "LeaveBehind", "is_behind"]
 
 _Asking = Generator[Ask, list[tuple[Any, ...]], Any]
 
@@ -35,7 +36,7 @@ _PAUSE_S = 0.05
 
 
 class IndexBehind:
-    """Bring in one piece of what was left behind in a shard. Returns whether there was any.
+    """Bring in one piece of what was left behind in a shard. Returns how many records; None where nothing was left.
 
     Args:
         shard: of which.
@@ -56,6 +57,9 @@ class IndexBehind:
             f"ORDER BY position, namespace LIMIT {PIECE}",
             given,
         )
+        if not found:
+            return None
+        context.text.is_due = True
         left = PIECE
         for position, namespace, idx, kind, key in found:
             if position == WHOLE_NAMESPACE:
@@ -73,7 +77,7 @@ class IndexBehind:
             left -= count
             if left <= 0:
                 break
-        return bool(found)
+        return len(context.text.documents)
 
     def _changes(self, context: Context, position: int, namespace: str, after: int, limit: int) -> _Asking:
         """Bring in records that a commit changed; return how many, and how far that is, None for all."""
@@ -98,7 +102,7 @@ class IndexBehind:
             f"ORDER BY id LIMIT {PIECE}",
             (namespace, after),
         )
-        context.behind.extend(make_document(kind, namespace, row) for row in rows)
+        context.text.documents.extend(make_document(kind, namespace, row) for row in rows)
         if len(rows) == PIECE:
             return PIECE, (-1, kind, rows[-1][0])
         yield from self._orphans(context, namespace, kind)
@@ -111,14 +115,43 @@ class IndexBehind:
             f"(SELECT 1 FROM {RECORDS[kind].table.name} AS r WHERE r.namespace = d.namespace AND r.id = d.id)",
             (namespace, kind) if parent is None else (namespace, kind, parent),
         )
-        context.behind.extend(Gone(namespace, kind, id_, None) for (id_,) in rows)
+        context.text.gone.extend(Gone(namespace, kind, id_, None) for (id_,) in rows)
+
+
+class LeaveBehind:
+    """Leave all records of a shard behind, to be indexed again."""
+
+    size = 1
+
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
+
+    def run(self, context: Context) -> Work:
+        """Note every namespace that has records, or documents."""
+        context.text.is_due = True
+        tables = [*(RECORDS[kind].table.name for kind in SEARCHED), "documents"]
+        rows = yield Ask(" UNION ".join(f"SELECT namespace FROM {table}" for table in tables), ())
+        [(shards,)] = yield Ask("SELECT count(*) FROM head", ())
+        entries = [
+            (self.shard, WHOLE_NAMESPACE, namespace)
+            for (namespace,) in rows
+            if shard_of(namespace, shards) == self.shard
+        ]
+        if entries:
+            yield Ask(
+                "INSERT INTO backlog (shard, position, namespace) VALUES (?, ?, ?) "
+                "ON CONFLICT (namespace, shard, position) DO UPDATE SET kind = '', key = ''",
+                entries,
+                many=True,
+            )
+        return None
 
 
 def _index(context: Context, namespace: str, kind: str, keys: Sequence[str]) -> _Asking:
     if keys:
         rows = yield from find_existing(RECORDS[kind], namespace, keys)
-        context.behind.extend(make_document(kind, namespace, row) for row in rows.values())
-        context.behind.extend(Gone(namespace, kind, key, None) for key in keys if key not in rows)
+        context.text.documents.extend(make_document(kind, namespace, row) for row in rows.values())
+        context.text.gone.extend(Gone(namespace, kind, key, None) for key in keys if key not in rows)
 
 
 def is_behind(connection: Connection, shard: int, namespace: str) -> bool:
@@ -151,17 +184,29 @@ class Indexer:
         with contextlib.suppress(MemoryStoreError):
             await asyncio.sleep(_PAUSE_S)
             await self._writer.drain()
-            while await self.bring_in(None):
+            while await self.bring_in(None) is not None:
                 await self._writer.drain()
 
-    async def bring_in(self, namespace: str | None) -> bool:
-        """Bring in one piece; return whether there was any.
+    async def bring_in(self, namespace: str | None) -> int | None:
+        """Bring in one piece; return how many records, None where nothing was left.
 
         Raises:
             DurableError: the database cannot be written.
         """
         written = await self._writer.submit(IndexBehind(self._shard, namespace))
-        return bool(written.result)
+        return None if written.result is None else int(written.result)
+
+    async def renew(self) -> AsyncIterator[int]:
+        """Index every record of the shard again, and yield how many have been.
+
+        Raises:
+            DurableError: the database cannot be written; what is left stays in the backlog.
+        """
+        await self._writer.submit(LeaveBehind(self._shard))
+        done = 0
+        while (count := await self.bring_in(None)) is not None:
+            done += count
+            yield done
 
     async def close(self) -> None:
         """Stop; what is left stays in the backlog."""

@@ -25,7 +25,7 @@ from memory_store.errors import ConflictError, InvalidRecordError, RecordNotFoun
 from memory_store.records import PARTS, RecordSpec
 
 if TYPE_CHECKING:
-    from memory_store.durable.indexing import IndexBehind
+    from memory_store.durable.indexing import IndexBehind, LeaveBehind
     from memory_store.durable.outcomes import PutOnce, Resolve
     from memory_store.durable.restore import Restore
 
@@ -34,6 +34,7 @@ __all__ = [
     "Collision",
     "Context",
     "Delete",
+    "IndexWork",
     "Operation",
     "Put",
     "PutTogether",
@@ -44,21 +45,35 @@ __all__ = [
 REVISION, UPDATED_AT = 1, 3  # places in every row, see `record_table`
 
 
+class IndexWork:
+    """What a transaction brings into the full-text index of earlier commits.
+
+    `is_due` says whether it has to be committed, though it may have no documents: what was left behind is noted too.
+    """
+
+    __slots__ = ("documents", "gone", "is_due")
+
+    def __init__(self) -> None:
+        self.documents: list[Document] = []
+        self.gone: list[Gone] = []
+        self.is_due = False
+
+
 class Context(NamedTuple):
     """What an operation is given: the commit's wall time in microseconds, where it notes its changes, its position.
 
-    And where it notes what the full-text index is behind with, which is no change.
+    And where it notes work on the full-text index, which is no change of a record.
     """
 
     now_us: int
     changes: list[Change]
     position: int
-    behind: list[Document | Gone]
+    text: IndexWork
 
     @classmethod
     def new(cls, now_us: int, position: int) -> Context:
         """Return a context in which nothing is noted yet."""
-        return cls(now_us, [], position, [])
+        return cls(now_us, [], position, IndexWork())
 
 
 class Put:
@@ -238,7 +253,7 @@ class Delete:
         return True
 
 
-Operation: TypeAlias = Union[Put, Update, Delete, "PutOnce", "Resolve", "Restore", "IndexBehind"]
+Operation: TypeAlias = Union[Put, Update, Delete, "PutOnce", "Resolve", "Restore", "IndexBehind", "LeaveBehind"]
 
 
 def _change(

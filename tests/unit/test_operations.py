@@ -12,7 +12,7 @@ from memory_store import ConflictError, InvalidRecordError, Limits, RecordNotFou
 from memory_store.codec import CODECS
 from memory_store.durable.batches import drive
 from memory_store.durable.changes import PUBLISH_LIMIT, Change
-from memory_store.durable.operations import Collision, Context, Delete, Operation, Put, PutTogether, Update
+from memory_store.durable.operations import Collision, Context, Delete, IndexWork, Operation, Put, PutTogether, Update
 from memory_store.records import RECORDS, Record
 from tests.unit.samples import CHANGE, MAKE, make_episode, make_step
 
@@ -32,7 +32,7 @@ class Bench:
         self.now_us += 1
         self.position += 1
         self.changes = []
-        return drive(self.connection, operation.run(Context(self.now_us, self.changes, self.position, [])))
+        return drive(self.connection, operation.run(Context(self.now_us, self.changes, self.position, IndexWork())))
 
     def put(self, *records: Record, namespace: str = "n") -> list[Any]:
         """Put records and return them as stored."""
