@@ -1,0 +1,1 @@
+"""Search: full text, vectors, fusion, coarse-to-fine recall, near-duplicates."""
