@@ -13,6 +13,7 @@ from memory_store.collection import Access, Collection, Parts
 from memory_store.config import Settings, check_namespace
 from memory_store.errors import ConfigurationError
 from memory_store.feed import LoggedChange, follow
+from memory_store.patterns import Patterns
 from memory_store.records import RECORDS, Embedding, Episode, Pattern, SpatiotemporalEntry, Step
 from memory_store.telemetry import Telemetry, spanned
 from memory_store.transaction import UnitOfWork
@@ -25,7 +26,7 @@ class Collections:
 
     episodes: Collection[Episode]
     steps: Parts[Step]
-    patterns: Collection[Pattern]
+    patterns: Patterns
     embeddings: Parts[Embedding]
     spatiotemporal: Parts[SpatiotemporalEntry]
 
@@ -35,6 +36,8 @@ class Collections:
         for kind, spec in RECORDS.items():
             make: type[Collection[Any]] = Parts if spec.parent else Collection
             made[kind] = make(spec, namespace, shelf.space(kind, namespace), access)
+        space = shelf.space(Pattern.kind, namespace)
+        made[Pattern.kind] = Patterns(namespace, space, access, made[Episode.kind], made[Step.kind])
         self._by_kind = made
         self.episodes, self.steps, self.patterns = made["episode"], made["step"], made["pattern"]
         self.embeddings, self.spatiotemporal = made["embedding"], made["spatiotemporal"]
