@@ -33,6 +33,7 @@ from memory_store.errors import (
 )
 from memory_store.feed import LoggedChange
 from memory_store.namespace import Namespace, Transaction
+from memory_store.patterns import PatternMerge, Patterns, SimilarPattern
 from memory_store.records import (
     Embedding,
     Episode,
@@ -74,7 +75,9 @@ __all__ = [
     "Page",
     "Parts",
     "Pattern",
+    "PatternMerge",
     "PatternType",
+    "Patterns",
     "PositionLostError",
     "QuerySyntaxError",
     "RecordError",
@@ -82,6 +85,7 @@ __all__ = [
     "SchemaMismatchError",
     "SearchError",
     "Settings",
+    "SimilarPattern",
     "SpatiotemporalEntry",
     "Step",
     "StorageFullError",

@@ -15,6 +15,8 @@ from sqlalchemy.sql.elements import ColumnElement
 from memory_store.cache.entries import Space
 from memory_store.codec import CODECS, Row
 from memory_store.config import Freshness, Limits, check_freshness
+from memory_store.durable.changes import HeadState
+from memory_store.durable.log import Run
 from memory_store.durable.operations import Delete, Operation, Put, Update
 from memory_store.durable.outcomes import PutOnce
 from memory_store.durable.query import Query, count_query, cursor_after, page_query, parse_order
@@ -69,6 +71,10 @@ class Access(Protocol):
 
     async def query(self, query: Query) -> builtins.list[tuple[Any, ...]]:
         """Run a query in one hop."""
+        ...
+
+    async def changes_since(self, known: HeadState | None) -> Run | None:
+        """Return what leads from a commit to the newest one; None where what is read has no place in the log yet."""
         ...
 
 

@@ -16,6 +16,7 @@ from memory_store.collection import Access, Collection, Parts
 from memory_store.config import Settings, check_namespace
 from memory_store.errors import ConfigurationError
 from memory_store.feed import LoggedChange, follow
+from memory_store.patterns import Patterns
 from memory_store.recall.models import Models
 from memory_store.recall.places import LEVELS, Asking, Level, Recall
 from memory_store.recall.search import Search
@@ -33,7 +34,7 @@ class Collections:
 
     episodes: Collection[Episode]
     steps: Parts[Step]
-    patterns: Collection[Pattern]
+    patterns: Patterns
     embeddings: Parts[Embedding]
     spatiotemporal: Parts[SpatiotemporalEntry]
 
@@ -43,6 +44,8 @@ class Collections:
         for kind, spec in RECORDS.items():
             make: type[Collection[Any]] = Parts if spec.parent else Collection
             made[kind] = make(spec, namespace, shelf.space(kind, namespace), access)
+        space = shelf.space(Pattern.kind, namespace)
+        made[Pattern.kind] = Patterns(namespace, space, access, made[Episode.kind], made[Step.kind])
         self._by_kind = made
         self.episodes, self.steps, self.patterns = made["episode"], made["step"], made["pattern"]
         self.embeddings, self.spatiotemporal = made["embedding"], made["spatiotemporal"]

@@ -19,6 +19,7 @@ from memory_store.clock import now_us
 from memory_store.codec import Row
 from memory_store.config import Freshness, Limits, check_freshness
 from memory_store.durable.batches import run_in_savepoint
+from memory_store.durable.changes import HeadState
 from memory_store.durable.commits import rollback
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import translate
@@ -108,6 +109,10 @@ class UnitOfWork:
         """Run a query as the transaction sees the rows."""
         self._require_open()
         return list(await self.lane.run(lambda connection: connection.execute(*query).fetchall()))
+
+    async def changes_since(self, known: HeadState | None) -> None:
+        """Nothing: what the transaction changed is in the log once it is committed."""
+        self._require_open()
 
     async def rows_by_id(
         self, kind: str, namespace: str, ids: list[str], at_least: int | None = None

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from memory_store.cli import caches, copying, files, reading, schemas, searching, servers, upkeep, watching
+from memory_store.cli import caches, copying, files, reading, schemas, searching, servers, similar, upkeep, watching
 from memory_store.cli.options import DEFAULT_URL, Code, Json, Name, Url, code_of, complain
 from memory_store.cli.screen import ReaderGone
 from memory_store.errors import ConfigurationError, MemoryStoreError
@@ -125,6 +125,20 @@ def show(
 ) -> int:
     """Show one record; an episode with everything that belongs to it."""
     return reading.show_record(url, namespace, kind, id_, as_json)
+
+
+@app.command("similar")
+def similar_(
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="What to compare with; or --pattern")] = None,
+    pattern: Annotated[str | None, typer.Option(metavar="ID", help="Compare with a stored pattern.")] = None,
+    url: Url = DEFAULT_URL,
+    namespace: Name = "default",
+    limit: Annotated[int, typer.Option(help="At most so many, 1 to 1000.")] = 10,
+    threshold: Annotated[float, typer.Option(help="The lowest similarity, 0.1 to 1.")] = 0.5,
+    as_json: Json = False,
+) -> int:
+    """List the patterns that say nearly the same as a text or a pattern, the most similar first."""
+    return similar.list_similar(url, namespace, text, pattern, limit, threshold, as_json)
 
 
 @app.command()

@@ -25,8 +25,9 @@ from memory_store.errors import ConflictError, InvalidRecordError, RecordNotFoun
 from memory_store.records import PARTS, RecordSpec
 
 if TYPE_CHECKING:
+    from memory_store.durable.computed import Merge
     from memory_store.durable.indexing import IndexBehind, LeaveBehind
-    from memory_store.durable.outcomes import PutOnce, Resolve
+    from memory_store.durable.outcomes import PutOnce, Resolve, UpdateOnce
     from memory_store.durable.restore import Restore
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "PutTogether",
     "Update",
     "Work",
+    "absent",
 ]
 
 REVISION, UPDATED_AT = 1, 3  # places in every row, see `record_table`
@@ -194,25 +196,31 @@ class Update:
         self.values, self.expected_revision, self.limits = values, expected_revision, limits
 
     def run(self, context: Context) -> Work:
-        """Read, check the revision, let the record's own rules judge the result, write it whole."""
-        spec, statements, codec = self.spec, STATEMENTS[self.spec.kind], CODECS[self.spec.kind]
-        found = yield Ask(statements.get, (self.namespace, self.id))
+        """Read it, and write what is to be in its place."""
+        found = yield Ask(STATEMENTS[self.spec.kind].get, (self.namespace, self.id))
         if not found:
-            raise RecordNotFoundError(
-                f"{spec.kind} {self.id!r:.300} does not exist in namespace {self.namespace!r}",
-                kind=spec.kind,
-                namespace=self.namespace,
-                key=self.id,
-            )
-        record = codec.decode(list(found[0]))
+            raise absent(self.spec, self.namespace, self.id)
+        return (yield from self.replace(found[0], context))
+
+    def replace(self, old: Sequence[Any], context: Context) -> Work:
+        """Check the revision, let the record's own rules judge the result, write it whole."""
+        spec, codec = self.spec, CODECS[self.spec.kind]
+        record = codec.decode(list(old))
         _expect(spec, self.namespace, self.id, self.expected_revision, record.revision)
-        changed = codec.encode(dataclasses.replace(record, **self.values), self.limits)
+        wanted = self.changed(record)
+        if wanted is record:  # nothing is to change
+            return list(old)
+        changed = codec.encode(wanted, self.limits)
         changed[REVISION], changed[UPDATED_AT] = record.revision + 1, context.now_us
         if spec.number is not None and spec.number in self.values:
-            yield from place_parts(spec, self.namespace, [changed], {self.id: found[0]})
-        yield Ask(statements.replace, (*changed[1:], self.namespace, self.id))
-        context.changes.append(_change(spec, self.namespace, changed, old=found[0]))
+            yield from place_parts(spec, self.namespace, [changed], {self.id: old})
+        yield Ask(STATEMENTS[spec.kind].replace, (*changed[1:], self.namespace, self.id))
+        context.changes.append(_change(spec, self.namespace, changed, old=old))
         return changed
+
+    def changed(self, record: Any) -> Any:
+        """Return the record as it is to be; itself where nothing is to change."""
+        return dataclasses.replace(record, **self.values)
 
 
 class Delete:
@@ -253,7 +261,9 @@ class Delete:
         return True
 
 
-Operation: TypeAlias = Union[Put, Update, Delete, "PutOnce", "Resolve", "Restore", "IndexBehind", "LeaveBehind"]
+Operation: TypeAlias = Union[
+    Put, Update, Delete, "Merge[Any]", "PutOnce", "Resolve", "Restore", "UpdateOnce", "IndexBehind", "LeaveBehind"
+]
 
 
 def _change(
@@ -280,6 +290,16 @@ def _change(
 
 def _image(spec: RecordSpec[Any], old: Sequence[Any] | None) -> bytes | None:
     return pack_row(old) if old is not None and spec.history else None
+
+
+def absent(spec: RecordSpec[Any], namespace: str, id_: str) -> RecordNotFoundError:
+    """Return the error that says that a record does not exist."""
+    return RecordNotFoundError(
+        f"{spec.kind} {id_!r:.300} does not exist in namespace {namespace!r}",
+        kind=spec.kind,
+        namespace=namespace,
+        key=id_,
+    )
 
 
 def _expect(spec: RecordSpec[Any], namespace: str, id_: str, expected: int | None, actual: int | None) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Generator
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 from sqlalchemy import JSON
@@ -15,12 +16,18 @@ from memory_store.codec import Row, pack_row
 from memory_store.durable.changes import Change
 from memory_store.durable.log import STORE, CommitToken
 from memory_store.durable.lookup import Ask, Work
-from memory_store.durable.operations import Context, Put
-from memory_store.durable.statements import head_select, idempotency_insert, idempotency_select, nonce_select
+from memory_store.durable.operations import Context, Put, Update, absent
+from memory_store.durable.statements import (
+    STATEMENTS,
+    head_select,
+    idempotency_insert,
+    idempotency_select,
+    nonce_select,
+)
 from memory_store.errors import ConflictError, PositionLostError
 from memory_store.records import RecordSpec
 
-__all__ = ["PutOnce", "Resolve"]
+__all__ = ["PutOnce", "Resolve", "UpdateOnce"]
 
 
 class PutOnce:
@@ -42,24 +49,16 @@ class PutOnce:
             ConflictError: the key was used for another record.
         """
         digest = self._digest()
-        found = yield Ask(idempotency_select(), (self.namespace, self.key))
-        if found:
-            kind, known, id_, stored, position = found[0]
-            if (kind, known) != (self.spec.kind, digest):
-                raise ConflictError(
-                    f"idempotency key {self.key!r:.300} was used for another {kind}",
-                    kind=self.spec.kind,
-                    namespace=self.namespace,
-                    key=id_,
-                )
+        noted = yield from _find_noted(self.spec, self.namespace, self.key, digest, context)
+        if noted is not None:
             row = list(self.row)
-            for index, value in zip(self._own, msgpack.unpackb(stored), strict=True):
+            for index, value in zip(self._own, msgpack.unpackb(noted.stored), strict=True):
                 row[index] = value
-            return row, 0 if position == context.position else position
+            return row, noted.position
         [row] = yield from Put(self.spec, self.namespace, [self.row]).run(context)
         stored = pack_row([row[index] for index in self._own])
-        noted = (self.namespace, self.key, self.spec.kind, digest, row[0], stored, context.position)
-        yield Ask(idempotency_insert(), noted)
+        note = (self.namespace, self.key, self.spec.kind, digest, row[0], stored, context.position)
+        yield Ask(idempotency_insert(), note)
         return row, 0
 
     def _digest(self) -> bytes:
@@ -80,6 +79,71 @@ def _own_columns(spec: RecordSpec[Any]) -> list[int]:
     names = {"id", "revision", "created_at", "updated_at", spec.number}
     names |= {item.name for item in fields(spec.record) if item.default_factory is utc_now}
     return [index for index, name in enumerate(spec.columns) if name in names]
+
+
+class UpdateOnce:
+    """An update that is made once for each idempotency key.
+
+    Returns (row as stored, position of the commit that made it; 0 where that is the commit to come). A retry returns
+    the row as it is by then: what the update computed is not its caller's to know again, and would be the whole row.
+
+    Args:
+        update: what is made once.
+        key: names it in its namespace.
+        asked: what the caller asked for: the same key for something else is a mistake, not a retry.
+    """
+
+    size = 1
+
+    def __init__(self, update: Update, key: str, asked: Row) -> None:
+        self.update, self.key = update, key
+        self.spec, self.namespace = update.spec, update.namespace
+        self._digest = hashlib.blake2b(pack_row(["update", update.id, *asked]), digest_size=16).digest()
+
+    def run(self, context: Context) -> Work:
+        """Read the record if the update was made, or make it and note it, in one transaction.
+
+        Raises:
+            ConflictError: the key was used for something else.
+            RecordNotFoundError: there is no such record, or no longer.
+        """
+        update = self.update
+        noted = yield from _find_noted(self.spec, self.namespace, self.key, self._digest, context)
+        if noted is not None:
+            rows = yield Ask(STATEMENTS[self.spec.kind].get, (self.namespace, update.id))
+            if not rows:
+                raise absent(self.spec, self.namespace, update.id)
+            return list(rows[0]), noted.position
+        row = yield from update.run(context)
+        note = (self.namespace, self.key, self.spec.kind, self._digest, update.id, pack_row([]), context.position)
+        yield Ask(idempotency_insert(), note)
+        return row, 0
+
+
+class _Noted(NamedTuple):
+    """What a write noted: the columns that are not of the caller's making, and its commit (0: the one to come)."""
+
+    stored: bytes
+    position: int
+
+
+def _find_noted(
+    spec: RecordSpec[Any], namespace: str, key: str, digest: bytes, context: Context
+) -> Generator[Ask, list[tuple[Any, ...]], _Noted | None]:
+    """Return what was noted under a key, None where it is free.
+
+    Raises:
+        ConflictError: it was used for something else.
+    """
+    found = yield Ask(idempotency_select(), (namespace, key))
+    if not found:
+        return None
+    kind, known, id_, stored, position = found[0]
+    if (kind, known) != (spec.kind, digest):
+        raise ConflictError(
+            f"idempotency key {key!r:.300} was used for another {kind}", kind=spec.kind, namespace=namespace, key=id_
+        )
+    return _Noted(stored, 0 if position == context.position else position)
 
 
 class Resolve:

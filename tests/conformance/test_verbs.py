@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from memory_store import Collection, ConflictError, InvalidRecordError, MemoryStore, Parts, RecordNotFoundError
+from memory_store import (
+    Collection,
+    ConflictError,
+    InvalidRecordError,
+    MemoryStore,
+    Parts,
+    Patterns,
+    RecordNotFoundError,
+)
 from memory_store.records import RECORDS
 from tests.unit.samples import CHANGE, MAKE, make_embedding, make_episode, make_step, values_of
 
@@ -31,7 +39,8 @@ async def from_the_database(store: MemoryStore, kind: str, id_: str) -> Any:
 def test_every_kind_has_a_collection_of_the_right_sort() -> None:
     store = MemoryStore("sqlite:///:memory:")
     for kind in KINDS:
-        assert type(store.collection(kind)) is (Parts if kind in PART_KINDS else Collection)
+        sort = Parts if kind in PART_KINDS else Patterns if kind == "pattern" else Collection
+        assert type(store.collection(kind)) is sort
 
 
 @pytest.mark.parametrize("kind", KINDS)

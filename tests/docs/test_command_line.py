@@ -23,6 +23,7 @@ COMMANDS = {
     "export",
     "list",
     "show",
+    "similar",
     "stats",
     "doctor",
     "demo",

@@ -27,7 +27,7 @@ from tests.integration.cli_support import (
 )
 
 COMMANDS = ["upgrade", "check", "history", "import", "export", "list", "show", "stats", "cache", "doctor", "demo"]
-COMMANDS += ["backup", "restore", "verify"]
+COMMANDS += ["backup", "restore", "verify", "similar"]
 KINDS = ["episode", "step", "pattern", "embedding", "spatiotemporal"]
 
 

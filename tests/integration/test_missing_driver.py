@@ -15,7 +15,7 @@ from importlib.machinery import PathFinder
 class Hidden(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        hidden = name.partition(".")[0] in ("asyncpg", "tenacity", "redis")
+        hidden = name.partition(".")[0] in ("asyncpg", "tenacity", "redis", "datasketch")
         return None if hidden else super().find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Hidden
@@ -59,6 +59,24 @@ asyncio.run(MemoryStore("sqlite:///:memory:", shared_cache="redis://localhost").
 
     assert done.stderr.splitlines()[-1].startswith("memory_store.errors.ConfigurationError: ")
     assert "pip install 'memory-store[redis]'" in done.stderr
+
+
+@pytest.mark.parametrize("call", ["similar('x')", "merge_duplicates()"])
+def test_near_duplicates_say_what_to_install(call: str) -> None:
+    code = f"""
+import asyncio
+from memory_store import MemoryStore, Pattern
+async def main():
+    async with MemoryStore("sqlite:///:memory:") as store:
+        await store.patterns.put(Pattern(id="p", pattern_type="t", pattern_data="x"))
+        await store.patterns.record_use("p", success=True)
+        await store.patterns.{call}
+asyncio.run(main())
+"""
+    done = run(code)
+
+    assert done.stderr.splitlines()[-1].startswith("memory_store.errors.ConfigurationError: ")
+    assert "pip install 'memory-store[similarity]'" in done.stderr
 
 
 def test_files_need_no_driver() -> None:

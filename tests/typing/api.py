@@ -22,9 +22,12 @@ from memory_store import (
     Page,
     Parts,
     Pattern,
+    PatternMerge,
+    Patterns,
     PatternType,
     PositionLostError,
     SchemaMismatchError,
+    SimilarPattern,
     SpatiotemporalEntry,
     Step,
     StoreStats,
@@ -86,7 +89,7 @@ async def collections(store: MemoryStore, inside: Namespace) -> None:
     for at in (store, inside):
         assert_type(at.episodes, Collection[Episode])
         assert_type(at.steps, Parts[Step])
-        assert_type(at.patterns, Collection[Pattern])
+        assert_type(at.patterns, Patterns)
         assert_type(at.embeddings, Parts[Embedding])
         assert_type(at.spatiotemporal, Parts[SpatiotemporalEntry])
         assert_type(at.collection("episode"), Collection[Any])
@@ -134,11 +137,32 @@ async def parts(store: MemoryStore) -> None:
     assert_type(await store.spatiotemporal.of("e"), list[SpatiotemporalEntry])
 
 
+async def patterns(store: MemoryStore, pattern: Pattern, episode: Episode, at: datetime) -> None:
+    assert_type(await store.patterns.get("x"), Pattern | None)
+    assert_type(await store.patterns.record_use("x", success=True), Pattern)
+    assert_type(await store.patterns.record_use("x", success=False, at=at, idempotency_key="run 7"), Pattern)
+    assert_type(await store.patterns.best(), list[Pattern])
+    assert_type(await store.patterns.best(Pattern.c.domain == "web", limit=5, at_least_uses=3), list[Pattern])
+    assert_type(await store.patterns.learn(), list[Pattern])
+    assert_type(await store.patterns.learn("e", episode, min_support=2, min_length=2, max_length=4), list[Pattern])
+    assert_type(await store.patterns.merge_duplicates(), list[PatternMerge])
+    for merge in await store.patterns.merge_duplicates(Pattern.c.domain == "web", threshold=0.9):
+        assert_type(merge.kept, Pattern)
+        assert_type(merge.merged, dict[str, float])
+    assert_type(await store.patterns.similar("read, then edit"), list[SimilarPattern])
+    for found, similarity in await store.patterns.similar(pattern, limit=3, threshold=0.6):
+        assert_type(found, Pattern)
+        assert_type(similarity, float)
+    assert_type(pattern.successes, int)
+    assert_type(pattern.lower_bound, float)
+
+
 async def transactions(store: MemoryStore) -> None:
     async with store.transaction() as tx:
         assert_type(tx, Transaction)
         assert_type(await tx.episodes.get("x"), Episode | None)
         assert_type(await tx.steps.of("x"), list[Step])
+        assert_type(await tx.patterns.record_use("x", success=True), Pattern)
     assert_type(tx.position, int | None)
 
 
