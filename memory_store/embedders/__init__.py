@@ -1,0 +1,12 @@
+"""Models that turn texts into vectors. What one needs is imported when it is made, so naming them all costs little."""
+
+from __future__ import annotations
+
+from memory_store.embedders.base import Embedder, FunctionEmbedder
+from memory_store.embedders.checked import CheckedEmbedder
+
+__all__ = [
+    "CheckedEmbedder",
+    "Embedder",
+    "FunctionEmbedder",
+]
