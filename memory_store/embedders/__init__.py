@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from memory_store.embedders.base import Embedder, FunctionEmbedder
 from memory_store.embedders.checked import CheckedEmbedder
+from memory_store.embedders.onnx import OnnxEmbedder
+from memory_store.embedders.sentence_transformers import SentenceTransformerEmbedder
+from memory_store.embedders.wordllama import WordLlamaEmbedder
 
 __all__ = [
     "CheckedEmbedder",
     "Embedder",
     "FunctionEmbedder",
+    "OnnxEmbedder",
+    "SentenceTransformerEmbedder",
+    "WordLlamaEmbedder",
 ]
