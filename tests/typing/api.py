@@ -31,6 +31,17 @@ from memory_store import (
     TaskType,
     Transaction,
 )
+from memory_store.embedders import (
+    CheckedEmbedder,
+    CohereEmbedder,
+    Embedder,
+    FunctionEmbedder,
+    OllamaEmbedder,
+    OnnxEmbedder,
+    OpenAIEmbedder,
+    SentenceTransformerEmbedder,
+    WordLlamaEmbedder,
+)
 
 
 async def opening() -> None:
@@ -165,3 +176,24 @@ def errors(
     assert_type(unknown.token, str)
     assert_type(lost.position, int)
     assert_type(lost.head, int)
+
+
+async def embedders(texts: list[str]) -> None:
+    async def lists(texts: list[str]) -> list[list[float]]:
+        return [[0.5] for _ in texts]
+
+    every: list[Embedder] = [
+        WordLlamaEmbedder(),
+        OnnxEmbedder("folder", max_tokens=256, normalize=False),
+        SentenceTransformerEmbedder("all-MiniLM-L6-v2", device="cpu"),
+        OpenAIEmbedder("text-embedding-3-small", base_url="http://localhost/v1", timeout_s=5),
+        CohereEmbedder("embed-english-v3.0"),
+        OllamaEmbedder("nomic-embed-text", model_name="nomic-embed-text-v1"),
+        FunctionEmbedder(lists, "lists", queries=lists),
+    ]
+    checked = CheckedEmbedder(every[0], cache_bytes=0)
+    every.append(checked)
+    assert_type(checked.dimensions, int | None)
+    assert_type((await checked(texts)).nbytes, int)
+    assert_type((await checked.embed_queries(texts)).tolist(), Any)
+    assert_type(await checked.aclose(), None)
