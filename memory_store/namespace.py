@@ -17,6 +17,7 @@ from memory_store.config import Settings, check_namespace
 from memory_store.errors import ConfigurationError
 from memory_store.feed import LoggedChange, follow
 from memory_store.patterns import Patterns
+from memory_store.recall.embeddings import Embeddings
 from memory_store.recall.models import Models
 from memory_store.recall.places import LEVELS, Asking, Level, Recall
 from memory_store.recall.search import Search
@@ -78,6 +79,8 @@ class Transaction(Collections):
 class Namespace(Collections):
     """One namespace of a store; it shares the store's connections, cache and life."""
 
+    embeddings: Embeddings
+
     def __init__(
         self, namespace: str, settings: Settings, shelf: Shelf, telemetry: Telemetry | None, models: Models
     ) -> None:
@@ -85,6 +88,8 @@ class Namespace(Collections):
         super().__init__(namespace, shelf, self._access)
         self._settings, self._shelf, self._telemetry = settings, shelf, telemetry
         self._models = models
+        space = shelf.space(Embedding.kind, namespace)
+        self.embeddings = self._by_kind[Embedding.kind] = Embeddings(namespace, space, self._access, models)
         self._search = Search(self._access, models)
         self._recall = Recall(self._access, self._search)
 

@@ -27,6 +27,8 @@ class Embedder(Protocol):
 
     - `batch_size: int`, the texts that one call takes at most (32);
     - `concurrency: int`, how many calls may be under way at once (1);
+    - `fusion_weight: float`, how much its ranking counts beside that by text, for a short query (0.83): less for a
+      model that averages the vectors of words, see `memory_store/search/fusion.py`;
     - `async embed_queries(texts)`, called like the object itself, for a model that embeds what is searched for
       differently from what is to be found;
     - `async aclose()`, which gives its connections back when the store is closed.

@@ -35,6 +35,7 @@ class WordLlamaEmbedder(LocalModel["WordLlamaInference"]):
     """
 
     batch_size = 64
+    fusion_weight = 0.38
 
     def __init__(self) -> None:
         require_extra("WordLlamaEmbedder", "wordllama", "wordllama", "numpy")

@@ -129,7 +129,7 @@ class Connection:
             return Cursor(None, _count(self._wait(copied)))
         rows += rest
         if rows:
-            self._wait(self.driver.executemany(server_text(sql.removesuffix(_ON_CONFLICT)), rows))
+            self._wait(_in_task(self.driver.executemany(server_text(sql.removesuffix(_ON_CONFLICT)), rows)))
         return Cursor(None, len(rows))
 
     def insert_and_commit(
@@ -180,6 +180,15 @@ class Connection:
             if translated is error:
                 raise
             raise translated from error
+
+
+async def _in_task(answer: Coroutine[Any, Any, T]) -> T:
+    """Wait in a task, which the driver needs where it has to wait for the server to take what is sent."""
+    task = asyncio.get_running_loop().create_task(answer)
+    try:
+        return await task
+    finally:
+        task.cancel()  # nobody waits any more: the connection was closed
 
 
 def _count(status: str) -> int:
