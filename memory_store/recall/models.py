@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from memory_store.access import TieredAccess
+from memory_store.durable.connection import Connection
 from memory_store.errors import ConfigurationError
 from memory_store.recall.spaces import VectorSpaces
 from memory_store.search.asked import Asked
@@ -84,14 +85,20 @@ class Models:
         merged = [(rank, one) for ranked in found for rank, one in enumerate(ranked)]
         return [one for _, one in sorted(merged, key=lambda item: (item[0], item[1][0]))[:limit]]
 
-    async def vector_of(self, access: TieredAccess, asked: Asked, hit: Hit) -> NDArray[Any] | None:
-        """Return a hit's vector at length 1, None where it has none."""
+    async def vectors_of(self, access: TieredAccess, asked: Asked, hits: Sequence[Hit]) -> list[NDArray[Any] | None]:
+        """Return the hits' vectors at length 1, None for one that has none; an episode has that of one of its own."""
+        found: list[NDArray[Any] | None] = [None] * len(hits)
+        if not self.has_any and asked.vector is None:
+            return found
+        episodes = [hit.id for hit in hits if hit.kind == "episode"]
+        of_episode = await access.durable.scan.run(lambda connection: _first_of(connection, access.namespace, episodes))
+        keys = [hit.id if hit.kind == "embedding" else of_episode.get(hit.id, "") for hit in hits]
         for model, vector in (await self._vectors(asked)).items():
             index = await self.spaces.space(access, model, len(vector)).current()
-            key = hit.id if hit.kind == "embedding" else index.first_of(hit.id)
-            if key is not None and key in index:
-                return index.vectors_of([key])[0]
-        return None
+            there = [place for place, key in enumerate(keys) if key in index]
+            for place, own in zip(there, index.vectors_of([keys[place] for place in there]), strict=True):
+                found[place] = own
+        return found
 
     async def _vectors(self, asked: Asked) -> dict[str, NDArray[Any]]:
         """Return the query as a vector of each model."""
@@ -111,3 +118,15 @@ class Models:
         finally:
             for embedder in self._embedders.values():
                 await embedder.aclose()
+
+
+def _first_of(connection: Connection, namespace: str, episodes: Sequence[str]) -> dict[str, str]:
+    """Return the id of an embedding of each episode that has one."""
+    if not episodes:
+        return {}
+    rows = connection.execute(
+        "SELECT episode_id, min(id) FROM embeddings WHERE namespace = ? "  # noqa: S608 - our own words
+        f"AND episode_id IN ({', '.join('?' * len(episodes))}) GROUP BY episode_id",
+        (namespace, *episodes),
+    )
+    return dict(rows.fetchall())

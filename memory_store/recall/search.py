@@ -104,8 +104,9 @@ class Search:
 
     async def chosen(self, asked: Asked, pool: Sequence[Hit]) -> tuple[list[Hit], float | None]:
         """Return the hits of a pool that a reranker puts first, or that differ most; and how much they differ."""
-        wants_vectors = asked.diversity is not None
-        vectors = [await self._models.vector_of(self._access, asked, hit) if wants_vectors else None for hit in pool]
+        vectors: list[Any] = [None] * len(pool)
+        if asked.diversity is not None:
+            vectors = await self._models.vectors_of(self._access, asked, pool)
         candidates = [Candidate(hit, vector) for hit, vector in zip(pool, vectors, strict=True)]
         return await select(asked, candidates, self._models.rerank)
 

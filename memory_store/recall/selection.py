@@ -69,7 +69,7 @@ def _similarity(candidates: Sequence[Candidate]) -> NDArray[Any]:
     known = [vector for vector in vectors if vector is not None]
     if len(known) == len(vectors) and len({len(vector) for vector in known}) == 1:
         units = np.stack(known)
-        return np.clip(units @ units.T, 0, 1)
+        return np.asarray(np.clip(units @ units.T, 0, 1))
     # Cosine of the sets of terms, each weighed by how few of the candidates have it: what all have says nothing.
     terms = [set(document_terms(hit.kind, hit.row)) for hit, _ in candidates]
     counted = Counter(term for found in terms for term in found)
@@ -80,4 +80,4 @@ def _similarity(candidates: Sequence[Candidate]) -> NDArray[Any]:
         held = [places[term] for term in found]
         row[held] = weights[held]
         row /= np.linalg.norm(row) or 1
-    return matrix @ matrix.T
+    return np.asarray(matrix @ matrix.T)
