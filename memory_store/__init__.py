@@ -34,6 +34,8 @@ from memory_store.errors import (
 from memory_store.feed import LoggedChange
 from memory_store.namespace import Namespace, Transaction
 from memory_store.patterns import PatternMerge, Patterns, SimilarPattern
+from memory_store.recall.embeddings import Embeddings
+from memory_store.recall.places import Kept
 from memory_store.records import (
     Embedding,
     Episode,
@@ -44,6 +46,8 @@ from memory_store.records import (
     Step,
     TaskType,
 )
+from memory_store.search.highlights import Highlight
+from memory_store.search.results import Hit, SearchResults
 from memory_store.statistics import StoreStats
 from memory_store.store import MemoryStore
 
@@ -64,9 +68,13 @@ __all__ = [
     "DurableUnavailableError",
     "EmbedderError",
     "Embedding",
+    "Embeddings",
     "Episode",
     "EpisodeStatus",
+    "Highlight",
+    "Hit",
     "InvalidRecordError",
+    "Kept",
     "Limits",
     "LoggedChange",
     "MemoryStore",
@@ -84,6 +92,7 @@ __all__ = [
     "RecordNotFoundError",
     "SchemaMismatchError",
     "SearchError",
+    "SearchResults",
     "Settings",
     "SimilarPattern",
     "SpatiotemporalEntry",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from memory_store.cache.entries import Space
 from memory_store.collection import Access, Parts
 from memory_store.errors import ConflictError, RecordNotFoundError
+from memory_store.recall.spaces import load_arrays
 from memory_store.records import RECORDS, Embedding
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Embeddings(Parts[Embedding]):
         """
         texts = [contents] if isinstance(contents, str) else list(contents)
         embedder = self._models.newest
+        await load_arrays()
         vectors = await embedder(texts)
         return await self.append(
             episode_id,
@@ -81,6 +83,7 @@ class Embeddings(Parts[Embedding]):
             EmbedderError: the model failed; what was done so far stays.
         """
         embedder = self._models.newest
+        await load_arrays()
         others = Embedding.c.model_name != embedder.model_name
         total, done = await self.count(others), 0
         cursor: str | None = None

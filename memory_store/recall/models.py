@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from memory_store.access import TieredAccess
 from memory_store.durable.connection import Connection
 from memory_store.errors import ConfigurationError
-from memory_store.recall.spaces import VectorSpaces
+from memory_store.recall.spaces import VectorSpaces, load_arrays
 from memory_store.search.asked import Asked
 from memory_store.search.fusion import DEFAULT_WEIGHT
 from memory_store.search.results import Hit
@@ -102,6 +102,7 @@ class Models:
 
     async def _vectors(self, asked: Asked) -> dict[str, NDArray[Any]]:
         """Return the query as a vector of each model."""
+        await load_arrays()
         if asked.vector is not None:
             import numpy as np
 

@@ -21,6 +21,7 @@ from memory_store.durable.text_index import text_index
 from memory_store.errors import ConfigurationError
 from memory_store.recall.models import Models
 from memory_store.recall.selection import Candidate, select
+from memory_store.recall.spaces import load_arrays
 from memory_store.search.asked import Asked
 from memory_store.search.fulltext import Corpus, rank_documents
 from memory_store.search.fusion import fuse, vector_weight
@@ -106,6 +107,7 @@ class Search:
         """Return the hits of a pool that a reranker puts first, or that differ most; and how much they differ."""
         vectors: list[Any] = [None] * len(pool)
         if asked.diversity is not None:
+            await load_arrays()
             vectors = await self._models.vectors_of(self._access, asked, pool)
         candidates = [Candidate(hit, vector) for hit, vector in zip(pool, vectors, strict=True)]
         return await select(asked, candidates, self._models.rerank)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
+import sys
 import threading
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -23,6 +25,7 @@ from memory_store.clock import boot_s
 from memory_store.durable.changes import HeadState
 from memory_store.durable.connection import Connection
 from memory_store.durable.log import NOTHING, STORE, nonce_at, one_state, read_head
+from memory_store.embedders.base import require_extra
 from memory_store.errors import CacheError, DimensionMismatchError
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from memory_store.search.vectors.index import VectorIndex
     from memory_store.search.vectors.snapshot import Built
 
-__all__ = ["VectorSpace", "VectorSpaces"]
+__all__ = ["VectorSpace", "VectorSpaces", "load_arrays"]
 
 _KIND = "embedding"
 _PAGE = 1000
@@ -43,6 +46,17 @@ _LEAST_SAVED = 1000
 _COLUMNS = "id, episode_id, embedding"
 
 Row = tuple[str, str, bytes]
+
+
+async def load_arrays() -> None:
+    """Import what vectors are compared with, in a thread: it takes 100 ms, for which the event loop would stand still.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    if "memory_store.search.vectors.index" not in sys.modules:
+        require_extra("search by vectors", "vectors", "numpy")
+        await asyncio.to_thread(importlib.import_module, "memory_store.search.vectors.index")
 
 
 class _Step(NamedTuple):
