@@ -36,7 +36,6 @@ class Collections:
     episodes: Collection[Episode]
     steps: Parts[Step]
     patterns: Patterns
-    embeddings: Parts[Embedding]
     spatiotemporal: Parts[SpatiotemporalEntry]
 
     def __init__(self, namespace: str, shelf: Shelf, access: Access) -> None:
@@ -49,7 +48,7 @@ class Collections:
         made[Pattern.kind] = Patterns(namespace, space, access, made[Episode.kind], made[Step.kind])
         self._by_kind = made
         self.episodes, self.steps, self.patterns = made["episode"], made["step"], made["pattern"]
-        self.embeddings, self.spatiotemporal = made["embedding"], made["spatiotemporal"]
+        self.spatiotemporal = made["spatiotemporal"]
 
     def collection(self, kind: str) -> Collection[Any]:
         """Return the collection of a kind by its name.
@@ -69,6 +68,7 @@ class Transaction(Collections):
     def __init__(self, namespace: str, shelf: Shelf, work: UnitOfWork) -> None:
         super().__init__(namespace, shelf, work)
         self._work = work
+        self.embeddings: Parts[Embedding] = self._by_kind[Embedding.kind]
 
     @property
     def position(self) -> int | None:
@@ -79,8 +79,6 @@ class Transaction(Collections):
 class Namespace(Collections):
     """One namespace of a store; it shares the store's connections, cache and life."""
 
-    embeddings: Embeddings
-
     def __init__(
         self, namespace: str, settings: Settings, shelf: Shelf, telemetry: Telemetry | None, models: Models
     ) -> None:
@@ -89,7 +87,8 @@ class Namespace(Collections):
         self._settings, self._shelf, self._telemetry = settings, shelf, telemetry
         self._models = models
         space = shelf.space(Embedding.kind, namespace)
-        self.embeddings = self._by_kind[Embedding.kind] = Embeddings(namespace, space, self._access, models)
+        self.embeddings = Embeddings(namespace, space, self._access, models)
+        self._by_kind[Embedding.kind] = self.embeddings
         self._search = Search(self._access, models)
         self._recall = Recall(self._access, self._search)
 

@@ -211,15 +211,15 @@ class Search:
     async def _by_text(self, asked: Asked, depth: int) -> tuple[dict[Found, float], bool]:
         """Return the scores of the best by text, and whether all that is stored was looked at."""
         run, indexer = self._access.durable.scan.run, self._access.shard.indexer
-        for left in reversed(range(_MOST_PIECES)):
-            found = await run(lambda connection: self._rank(connection, asked, depth, anyway=not left))  # noqa: B023
+        for _ in range(_MOST_PIECES):
+            found = await run(lambda connection: self._rank(connection, asked, depth, anyway=False))
             if found is not None:
-                break
+                return found, True
             await indexer.bring_in(self._access.namespace)
+        found = await run(lambda connection: self._rank(connection, asked, depth, anyway=True))
         assert found is not None
-        if left == 0:
-            indexer.begin()
-        return found, left > 0
+        indexer.begin()
+        return found, False
 
     def _rank(self, connection: Connection, asked: Asked, depth: int, *, anyway: bool) -> dict[Found, float] | None:
         """Return the scores; None where something is still to be indexed, unless that shall not matter."""

@@ -22,6 +22,7 @@ import msgpack
 
 from memory_store.access import TieredAccess
 from memory_store.clock import boot_s
+from memory_store.codec import pack_row
 from memory_store.durable.changes import HeadState
 from memory_store.durable.connection import Connection
 from memory_store.durable.log import NOTHING, STORE, nonce_at, one_state, read_head
@@ -247,7 +248,7 @@ class VectorSpace:
             return
         head = self._head
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await asyncio.to_thread(index.snapshot().save, self._folder, msgpack.packb(list(head)))
+        await asyncio.to_thread(index.snapshot().save, self._folder, pack_row(head))
         self._saved = head
 
     def stop(self) -> None:

@@ -114,7 +114,7 @@ def ask(
     reads = (*searched, *(kind for kind in dict.fromkeys(named) if kind not in searched))
     if mode != "text" and "embedding" not in reads:
         reads = (*reads, "embedding")
-    key = msgpack.packb(asked, default=repr)
+    key: bytes = msgpack.packb(asked, default=repr) or b""
     if len(key) > 4096:
         key = hashlib.blake2b(key).digest()
     return Asked(query, terms, conditions, mode, limit, diversity, of_vectors, numbers, model, reads, key)

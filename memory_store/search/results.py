@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from memory_store.codec import CODECS, Row
+from memory_store.codec import CODECS, Row, pack_row
 from memory_store.errors import ConfigurationError
 from memory_store.records import Record
 from memory_store.search.highlights import Highlight, highlight
@@ -136,7 +136,7 @@ def write_cursor(query: bytes, place: Place) -> str:
         query: what was asked, packed.
         place: where its page ended.
     """
-    packed = msgpack.packb([_digest(query), *place])
+    packed = pack_row([_digest(query), *place])
     return base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
 
