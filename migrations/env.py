@@ -93,7 +93,7 @@ def is_listed(name: str | None, kind: str, parents: dict) -> bool:
 
 def is_in_files(item: object, name: str | None, kind: str, reflected: bool, other: object) -> bool:
     """Return whether `alembic check` compares something of a file: of documents, each database has keys of its own."""
-    return getattr(item, "info", None) != ON_SERVER and name != "uq_documents_namespace_kind_id"
+    return getattr(item, "info", {}).get("only") != ON_SERVER["only"] and name != "uq_documents_namespace_kind_id"
 
 
 async def run_online() -> None:

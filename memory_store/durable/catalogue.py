@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Column, ForeignKeyConstraint, PrimaryKeyConstraint, Table, UniqueConstraint
-from sqlalchemy.schema import AddConstraint, CreateIndex
+from sqlalchemy import Column, ForeignKeyConstraint, Index, PrimaryKeyConstraint, Table, UniqueConstraint
+from sqlalchemy.schema import AddConstraint
 
 from memory_store.durable import schema
 from memory_store.durable.connection import Connection
@@ -86,10 +86,10 @@ def expected_objects() -> dict[_Key, _Object]:
     for table in schema.METADATA.sorted_tables:
         objects["table", table.name] = _Object(table.name, {c.name: _column_shape(c) for c in table.columns})
         for index in table.indexes:
-            make = f"DROP INDEX IF EXISTS {index.name}", _text(CreateIndex(index))
-            said = index.dialect_options["postgresql"]
-            rows = None if said["where"] is None else str(said["where"])
-            shape = [c.name for c in index.columns], bool(index.unique), said["using"] or "btree", rows, True
+            columns, rows = [c.name for c in index.columns], index.info.get("where")
+            method = index.info.get("using", "btree")
+            make = f"DROP INDEX IF EXISTS {index.name}", _index_text(index, columns, method, rows)
+            shape = columns, bool(index.unique), method, rows, True
             objects["index", str(index.name)] = _Object(table.name, shape, make)
         for key in table.constraints:
             if isinstance(key, PrimaryKeyConstraint | UniqueConstraint | ForeignKeyConstraint):
@@ -115,6 +115,12 @@ def _key_shape(table: Table, key: Any) -> tuple[Any, ...]:
         on_delete = {"CASCADE": "c"}.get(key.ondelete or "", "a")
         return "f", columns, referred[0].table.name, [column.name for column in referred], on_delete, True
     return "p" if isinstance(key, PrimaryKeyConstraint) else "u", columns, None, [], None, True
+
+
+def _index_text(index: Index, columns: list[str], method: str, rows: str | None) -> str:
+    assert not index.unique, "what must be unique is a key"
+    of = "" if rows is None else f" WHERE {rows}"
+    return f"CREATE INDEX {index.name} ON {index.table} USING {method} ({', '.join(columns)}){of}"
 
 
 def _text(element: Any) -> str:

@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 from sqlalchemy import BigInteger, Column, Identity, Index, Integer, PrimaryKeyConstraint, Table, Text, text
-from sqlalchemy.dialects.postgresql import TSVECTOR
 
 from memory_store.durable.changes import Change, shard_of
 from memory_store.durable.connection import Connection
 from memory_store.durable.text_index import Document, Gone, text_index
 from memory_store.records import RECORDS
-from memory_store.records.columns import METADATA, ShortText
+from memory_store.records.columns import METADATA, ShortText, Terms
 from memory_store.text.documents import SEARCHED, document_terms
 
 if TYPE_CHECKING:
@@ -76,26 +75,14 @@ DOCUMENTS = Table(
     Column("revision", BigInteger, nullable=False),
     Column("length", BigInteger, nullable=False),
     Column("corpus", ShortText(8), nullable=False),
-    Column("terms", Text().with_variant(TSVECTOR(), "postgresql"), nullable=False),
+    Column("terms", Terms().with_variant(Text(), "sqlite"), nullable=False),
     PrimaryKeyConstraint("namespace", "kind", "id"),
-    Index(
-        "ix_documents_namespace_parent",
-        "namespace",
-        "parent",
-        sqlite_where=text("parent IS NOT NULL"),
-        postgresql_where=text("parent IS NOT NULL"),
-    ),
-    Index(
-        "ix_documents_namespace_place_at",
-        "namespace",
-        "place",
-        "at",
-        sqlite_where=text("place IS NOT NULL"),
-        postgresql_where=text("place IS NOT NULL"),
-    ),
+    Index("ix_documents_namespace_parent", "namespace", "parent", info={"where": "parent IS NOT NULL"}),
+    Index("ix_documents_namespace_place_at", "namespace", "place", "at", info={"where": "place IS NOT NULL"}),
     Index("ix_documents_namespace_key", "namespace", "key", info=ON_SERVER),
-    Index("ix_documents_terms", "terms", postgresql_using="gin", info=ON_SERVER),
+    Index("ix_documents_terms", "terms", info={**ON_SERVER, "using": "gin"}),
 )
+"""What an index is besides its columns stands in `info`: to say it in a dialect's own words imports the dialect."""
 
 BACKLOG = Table(
     "backlog",

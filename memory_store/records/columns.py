@@ -30,7 +30,7 @@ from sqlalchemy import (
     Text,
 )
 from sqlalchemy.engine import Dialect
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, UserDefinedType
 
 from memory_store.clock import from_us, to_us
 from memory_store.errors import InvalidRecordError
@@ -41,6 +41,7 @@ __all__ = [
     "Json",
     "LongText",
     "ShortText",
+    "Terms",
     "UtcDateTime",
     "episode_columns",
     "record_table",
@@ -84,6 +85,16 @@ class Float32Vector(TypeDecorator[bytes]):
 
     impl = LargeBinary
     cache_ok = True
+
+
+class Terms(UserDefinedType[str]):
+    """The terms of a document: a tsvector on PostgreSQL, whose dialect has a type for it that takes 20 ms to import."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """Return the server's name for it."""
+        return "TSVECTOR"
 
 
 def ShortText(length: int = 256) -> String:  # noqa: N802 - reads as a column type
