@@ -67,7 +67,7 @@ class Search:
     def __init__(self, access: TieredAccess, models: Models) -> None:
         self._access, self._models = access, models
         self._answers: LRUCache[Any, _Answer] = LRUCache(_ANSWERS_BYTES, getsizeof=lambda answer: answer.bytes)
-        self._counted: dict[str, tuple[int, int, float]] = {}
+        self._counted: dict[str, tuple[int, Corpus]] = {}
 
     async def search(self, asked: Asked, cursor: str | None = None) -> SearchResults:
         """Answer from what is known, or by searching."""
@@ -239,11 +239,12 @@ class Search:
         """Return a corpus, counted again when a twentieth of it may have changed."""
         namespace = self._access.namespace
         changed = self._access.cache.space(kind, namespace).changed
-        seen, count, average = self._counted.get(kind, (-1, 0, 0.0))
-        if seen < 0 or changed < seen or changed - seen > count * _STALE_SHARE:
+        seen, corpus = self._counted.get(kind, (-1, None))
+        if corpus is None or changed < seen or changed - seen > corpus.documents * _STALE_SHARE:
             count, average = text_index(connection).statistics(namespace, kind)
-            self._counted[kind] = changed, count, average
-        return Corpus(corpus_of(namespace, kind), namespace, count, average)
+            corpus = Corpus(corpus_of(namespace, kind), namespace, count, average, {})
+            self._counted[kind] = changed, corpus
+        return corpus
 
 
 def _best_first(found: dict[Found, float]) -> list[Found]:

@@ -29,17 +29,24 @@ _NEWEST = 1_000
 _COMPLETED = 200
 # A condition that so few documents meet is answered by looking at each of these.
 _FEW = 500
+# A term is common that more than this share of the documents have; so many of them are remembered at most.
+_COMMON_SHARE, _MOST_COMMON = 0.02, 10_000
 # What a term counts that more than half of all documents have: enough to put those that have it first.
 _LEAST = 1e-6
 
 
 class Corpus(NamedTuple):
-    """The documents of a kind in a namespace: their name in the index, how many, how long on average."""
+    """The documents of a kind in a namespace: their name in the index, how many, how long on average.
+
+    `common` remembers how many documents have each term that was found to be common: counting these takes longest, and
+    they stay common as long as the corpus is about as large.
+    """
 
     name: str
     namespace: str
     documents: int
     average: float
+    common: dict[str, int]
 
 
 class Match(NamedTuple):
@@ -107,9 +114,12 @@ class _Ranking:
 
     def _weights(self, terms: Sequence[str]) -> dict[str, float]:
         """Return what each term counts: its inverse document frequency."""
-        counted = self._index.frequencies(self._corpus.name, terms)
-        self._frequencies = dict(zip(terms, counted, strict=True))
-        total = max(self._corpus.documents, 1)
+        common, total = self._corpus.common, max(self._corpus.documents, 1)
+        asked = [term for term in terms if term not in common]
+        counted = dict(zip(asked, self._index.frequencies(self._corpus.name, asked), strict=True)) if asked else {}
+        if len(common) < _MOST_COMMON:
+            common.update((term, count) for term, count in counted.items() if count > total * _COMMON_SHARE)
+        self._frequencies = {term: common[term] if term in common else counted[term] for term in terms}
         return {
             term: max(_LEAST, math.log((max(total - count, 0) + 0.5) / (count + 0.5)))
             for term, count in self._frequencies.items()
