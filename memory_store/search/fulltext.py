@@ -6,8 +6,9 @@ than half of all documents have counts for nothing, and a term said twice in a q
 
 Terms are read from the rarest on. It ends when the rest could not lift another document into the result (MaxScore:
 Turtle and Flood, "Query Evaluation", 1995), or when 20,000 postings have been read; what the rest adds to the best
-documents is then looked up in these alone. A query of nothing but common words is answered from the newest thousand
-documents that have one of them. So no query takes longer because documents are many.
+documents is then looked up in these alone. Where what was read is less than was asked for, and in a query of nothing
+but common words, the newest thousand documents that have one of the others are ranked too. So no query takes longer
+because documents are many.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["Corpus", "Match", "rank_documents"]
 _K1, _B = 1.2, 0.9
 _MOST_POSTINGS = 20_000
 _NEWEST = 1_000
-# Documents whose scores are completed with the terms that were not read.
+# Documents whose scores are completed with the terms that were not read, at least.
 _COMPLETED = 200
 # A condition that so few documents meet is answered by looking at each of these.
 _FEW = 500
@@ -83,6 +84,7 @@ def rank_documents(
 class _Ranking:
     def __init__(self, index: TextIndex, corpus: Corpus, within: Condition, limit: int) -> None:
         self._index, self._corpus, self._within, self._limit = index, corpus, within, limit
+        self._completed = max(_COMPLETED, 2 * limit)
 
     def of(self, keys: Sequence[int], terms: Sequence[str]) -> list[Match]:
         """Rank these documents; those that have none of the terms are left out."""
@@ -103,11 +105,12 @@ class _Ranking:
                 unread = rare[place:]
                 break
             read += self._add(scores, term, weights[term])
-        if not scores:
-            found = [term for term in terms if self._frequencies[term]]
-            newest = self._index.matching(self._corpus.name, found, self._within, _NEWEST) if found else []
-            return self.of(newest, terms)
-        best = dict(heapq.nlargest(max(_COMPLETED, 2 * self._limit), scores.items(), key=lambda item: item[1]))
+        if len(scores) < self._limit and (unread or not scores):
+            others = [term for term in (unread if scores else terms) if self._frequencies[term]]
+            newest = self._index.matching(self._corpus.name, others, self._within, _NEWEST) if others else []
+            return self.of([*scores, *newest], terms)
+        # The newest of equal ones, as in the result.
+        best = dict(heapq.nlargest(self._completed, scores.items(), key=lambda item: (item[1], item[0])))
         if unread:
             self._complete(best, unread, weights)
         return self._best(best)
@@ -126,11 +129,13 @@ class _Ranking:
         }
 
     def _is_settled(self, scores: dict[int, float], rest: Sequence[str], weights: dict[str, float]) -> bool:
-        """Return whether a document that has none of the terms read so far can no more come among the best."""
+        """Return whether the rest can lift no document among the best but those that will be completed."""
         if len(scores) < self._limit or self._frequencies[rest[0]] < self._limit:
             return False
         most = sum(weights[term] for term in rest) * (_K1 + 1)
-        return heapq.nlargest(self._limit, scores.values())[-1] >= most
+        highest = heapq.nlargest(self._completed + 1, scores.values())
+        least = highest[self._limit - 1]
+        return least >= most and (len(highest) <= self._completed or highest[-1] + most < least)
 
     def _add(self, scores: dict[int, float], term: str, weight: float) -> int:
         postings = self._index.postings(self._corpus.name, term, self._within, _MOST_POSTINGS)
