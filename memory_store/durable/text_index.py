@@ -104,6 +104,10 @@ class TextIndex(Protocol):
         """Return of each of these documents its key, how many terms it has, and how often each of these terms."""
         ...
 
+    def newest(self, namespace: str) -> int:
+        """Return a key that no document of a namespace exceeds; it grows as documents come."""
+        ...
+
     def ids(self, namespace: str, keys: Sequence[int]) -> dict[int, str]:
         """Return the ids of the records of these documents."""
         ...

@@ -17,7 +17,7 @@ from memory_store.durable.documents import corpus_of
 from memory_store.durable.indexing import is_behind
 from memory_store.durable.log import one_state
 from memory_store.durable.reader import read_by_id
-from memory_store.durable.text_index import text_index
+from memory_store.durable.text_index import TextIndex, text_index
 from memory_store.errors import ConfigurationError
 from memory_store.recall.models import Models
 from memory_store.recall.selection import Candidate, select
@@ -25,7 +25,7 @@ from memory_store.recall.spaces import load_arrays
 from memory_store.search.asked import Asked
 from memory_store.search.fulltext import Corpus, rank_documents
 from memory_store.search.fusion import fuse, vector_weight
-from memory_store.search.results import Hit, Place, SearchResults, ordered, read_cursor, write_cursor
+from memory_store.search.results import Hit, Place, SearchResults, continued, ordered, read_cursor, write_cursor
 
 __all__ = ["Search"]
 
@@ -56,6 +56,14 @@ class _Answer(NamedTuple):
     bytes: int
 
 
+class _Counted(NamedTuple):
+    """A corpus as it was counted, after which commit and up to which key."""
+
+    changed: int
+    newest: int
+    corpus: Corpus
+
+
 class Search:
     """Searches one namespace of an open store.
 
@@ -67,7 +75,7 @@ class Search:
     def __init__(self, access: TieredAccess, models: Models) -> None:
         self._access, self._models = access, models
         self._answers: LRUCache[Any, _Answer] = LRUCache(_ANSWERS_BYTES, getsizeof=lambda answer: answer.bytes)
-        self._counted: dict[str, tuple[int, Corpus]] = {}
+        self._counted: dict[str, _Counted] = {}
 
     async def search(self, asked: Asked, cursor: str | None = None) -> SearchResults:
         """Answer from what is known, or by searching."""
@@ -176,15 +184,12 @@ class Search:
         complete: bool,
     ) -> SearchResults:
         """Return the hits behind a place."""
-        rest = ranked
-        if place is not None:
-            rest = [one for one in ranked if (-one[0], *one[1:]) > (-place.score, place.kind, place.id)]
-        page = rest[: asked.limit]
+        start = 0 if place is None else continued(ranked, place)
+        page = ranked[start : start + asked.limit]
         hits = await self._hits(asked, page, scores)
         following = None
-        if len(rest) > asked.limit:
-            count = asked.limit + (0 if place is None else place.passed)
-            following = write_cursor(asked.key, Place(count, *page[-1]))
+        if len(ranked) > start + asked.limit:
+            following = write_cursor(asked.key, Place(start + asked.limit, *page[-1][1:]))
         return SearchResults(tuple(hits), following, complete)
 
     async def _hits(self, asked: Asked, ranked: Ranked, scores: dict[Found, dict[str, float]]) -> list[Hit]:
@@ -229,22 +234,27 @@ class Search:
             if not anyway and is_behind(connection, self._access.shard.number, namespace):
                 return None
             index = text_index(connection)
+            newest = index.newest(namespace)
             for kind, condition in asked.conditions.items():
-                matches = rank_documents(index, self._corpus(connection, kind), asked.terms, condition, depth)
+                matches = rank_documents(index, self._corpus(index, kind, newest), asked.terms, condition, depth)
                 ids = index.ids(namespace, [match.key for match in matches])
                 found.update({(kind, ids[match.key]): match.score for match in matches})
         return found
 
-    def _corpus(self, connection: Connection, kind: str) -> Corpus:
+    def _corpus(self, index: TextIndex, kind: str, newest: int) -> Corpus:
         """Return a corpus, counted again when a twentieth of it may have changed."""
         namespace = self._access.namespace
         changed = self._access.cache.space(kind, namespace).changed
-        seen, corpus = self._counted.get(kind, (-1, None))
-        if corpus is None or changed < seen or changed - seen > corpus.documents * _STALE_SHARE:
-            count, average = text_index(connection).statistics(namespace, kind)
-            corpus = Corpus(corpus_of(namespace, kind), namespace, count, average, {})
-            self._counted[kind] = changed, corpus
-        return corpus
+        known = self._counted.get(kind)
+        if known is None or changed < known.changed or _grew(known, changed, newest):
+            corpus = Corpus(corpus_of(namespace, kind), namespace, *index.statistics(namespace, kind), {})
+            known = self._counted[kind] = _Counted(changed, newest, corpus)
+        return known.corpus
+
+
+def _grew(known: _Counted, changed: int, newest: int) -> bool:
+    """Return whether so much has changed since: one commit may bring many documents, or change the same one again."""
+    return max(changed - known.changed, abs(newest - known.newest)) > known.corpus.documents * _STALE_SHARE
 
 
 def _best_first(found: dict[Found, float]) -> list[Found]:

@@ -16,7 +16,7 @@ from memory_store.errors import ConfigurationError
 from memory_store.records import Record
 from memory_store.search.highlights import Highlight, highlight
 
-__all__ = ["Hit", "Place", "SearchResults", "ordered", "read_cursor", "write_cursor"]
+__all__ = ["Hit", "Place", "SearchResults", "continued", "ordered", "read_cursor", "write_cursor"]
 
 
 class Hit:
@@ -121,10 +121,9 @@ class SearchResults:
 
 
 class Place(NamedTuple):
-    """Where a page of hits ends: how many hits came before, and the last one's score, kind and id."""
+    """Where a page of hits ends: how many hits there are up to there, and the last one's kind and id."""
 
     passed: int
-    score: float
     kind: str
     id: str
 
@@ -150,12 +149,12 @@ def read_cursor(query: bytes, cursor: str) -> Place:
         raise TypeError(f"cursor must be the text of a search's cursor, got {type(cursor).__name__}")
     try:
         packed = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        digest, count, score, kind, id_ = msgpack.unpackb(packed, max_ext_len=0)
+        digest, passed, kind, id_ = msgpack.unpackb(packed, max_ext_len=0)
     except (ValueError, TypeError, binascii.Error, msgpack.UnpackException) as error:
         raise ConfigurationError(f"not the cursor of a search: {cursor!r:.80}") from error
-    if digest != _digest(query) or (type(count), type(score), type(kind), type(id_)) != (int, float, str, str):
+    if digest != _digest(query) or (type(passed), type(kind), type(id_)) != (int, str, str):
         raise ConfigurationError(f"the cursor belongs to another search: {cursor!r:.80}")
-    return Place(count, score, kind, id_)
+    return Place(passed, kind, id_)
 
 
 def _digest(query: bytes) -> bytes:
@@ -163,5 +162,19 @@ def _digest(query: bytes) -> bytes:
 
 
 def ordered(hits: Sequence[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
-    """Return (score, kind, id) best first; equal scores by kind and id, so that a page ends at one exact place."""
-    return sorted(hits, key=lambda hit: (-hit[0], hit[1], hit[2]))
+    """Return (score, kind, id) best first; equal scores stay in the order in which they were found.
+
+    Which of those that are equal are found at all depends on how many are asked for, and their order is that of the
+    search: any other one would put those that a later page asks for before those that were shown.
+    """
+    return sorted(hits, key=lambda hit: -hit[0])
+
+
+def continued(hits: Sequence[tuple[float, str, str]], place: Place) -> int:
+    """Return where the page behind a place begins.
+
+    By number, since every write changes all scores a little. Where hits before it have gone, or the last one has, those
+    behind them have moved up: then rather one is shown twice than one not at all.
+    """
+    last = next((index for index, (_, *found) in enumerate(hits) if found == [place.kind, place.id]), place.passed - 2)
+    return max(0, min(last + 1, place.passed))

@@ -31,8 +31,8 @@ _DROP = "DELETE FROM documents WHERE namespace = ? AND kind = ? AND id = ?"
 _DROP_OF_PARENT = "DELETE FROM documents WHERE namespace = ? AND kind = ? AND parent = ?"
 _EQUAL = "CAST('{1,1,1,1}' AS real[])"
 
-# Beyond this a count is an estimate: it only says that a term is common.
-_MOST_COUNTED = 20_000
+# Beyond this a count is an estimate: it only says that a term has more postings than a search reads.
+_MOST_COUNTED = 20_001
 # A tsvector keeps no more places of a term, and no place behind this one.
 _MOST_PLACES, _LAST_PLACE = 255, 16_383
 _RANKS = [total / (pi * pi / 6) for total in accumulate(1 / (j * j) for j in range(1, _MOST_PLACES + 1))]
@@ -110,6 +110,12 @@ class ServerTextIndex:
         sql = f"SELECT key, length{ranks} FROM documents WHERE namespace = ? AND key = ANY(CAST(? AS bigint[]))"
         rows = self._connection.execute(sql, (*(_query(corpus, term) for term in terms), namespace, list(keys)))
         return [(key, length, [_count(rank) for rank in found]) for key, length, *found in rows]
+
+    def newest(self, namespace: str) -> int:
+        """Look at the end of their index."""
+        sql = "SELECT coalesce(max(key), 0) FROM documents WHERE namespace = ?"
+        [(newest,)] = self._connection.execute(sql, (namespace,)).fetchall()
+        return int(newest)
 
     def ids(self, namespace: str, keys: Sequence[int]) -> dict[int, str]:
         """Look them up."""

@@ -43,8 +43,8 @@ class FileTextIndex:
             many("INSERT INTO documents_text (documents_text, rowid, terms) VALUES ('delete', ?, ?)", dropped.values())
             many("DELETE FROM documents WHERE key = ?", [(key,) for key in dropped])
         if documents:
-            [(newest,)] = run("SELECT coalesce(max(key), 0) FROM documents")
-            rows = [(key, *one[:-1], " ".join(one.terms)) for key, one in enumerate(documents, newest + 1)]
+            first = self.newest(documents[0].namespace) + 1
+            rows = [(key, *one[:-1], " ".join(one.terms)) for key, one in enumerate(documents, first)]
             many(_INSERT, rows)
             named = [(row[0], _named(*row[-2:])) for row in rows]
             many("INSERT INTO documents_text (rowid, terms) VALUES (?, ?)", named)
@@ -64,15 +64,17 @@ class FileTextIndex:
         return [next((int(n) for (n,) in self._connection.execute(found, (corpus + term,))), 0) for term in terms]
 
     def postings(self, corpus: str, term: str, condition: Condition, limit: int) -> list[Posting]:
-        """Read each place where the term stands, with the document's row: CROSS JOIN keeps that order."""
+        """Read each place where the term stands, with the document's row: CROSS JOIN keeps that order, by document."""
         rows = self._connection.execute(
             "SELECT d.key, d.length FROM documents_postings AS p CROSS JOIN documents AS d ON d.key = p.doc "
-            f"WHERE p.term = ? AND {condition.sql} LIMIT ?",
-            (corpus + term, *condition.parameters, limit),
+            f"WHERE p.term = ? AND {condition.sql}",
+            (corpus + term, *condition.parameters),
         )
         counts: dict[int, int] = {}
         lengths: dict[int, int] = {}
         for key, length in rows:
+            if key not in counts and len(counts) == limit:
+                break
             counts[key] = counts.get(key, 0) + 1
             lengths[key] = length
         return [Posting(key, count, lengths[key]) for key, count in counts.items()]
@@ -105,6 +107,11 @@ class FileTextIndex:
         found = self._rows("SELECT key, length, terms FROM documents WHERE key", keys)
         # Apart by two spaces, so that a term beside itself counts twice.
         return [(key, length, _counted(f" {text.replace(' ', '  ')} ", terms)) for key, length, text in found]
+
+    def newest(self, namespace: str) -> int:
+        """Return the newest key of all."""
+        [(newest,)] = self._connection.execute("SELECT coalesce(max(key), 0) FROM documents")
+        return int(newest)
 
     def ids(self, namespace: str, keys: Sequence[int]) -> dict[int, str]:
         """Look them up."""

@@ -1,0 +1,105 @@
+"""Ranking through the store: among many documents none is passed over, and pages lead through all of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from memory_store import MemoryStore, Step
+from memory_store.durable.dialects import postgresql_text
+from memory_store.search import fulltext
+from tests.unit.samples import make_episode
+
+
+async def pages(store: MemoryStore, query: str, limit: int, **options: object) -> list[str]:
+    """The ids on all pages, in order."""
+    found: list[str] = []
+    cursor = None
+    while True:
+        page = await store.search(query, limit=limit, cursor=cursor, **options)  # type: ignore[arg-type]
+        assert page.complete
+        found += [hit.id for hit in page]
+        cursor = page.cursor
+        if cursor is None:
+            return found
+
+
+async def fill(store: MemoryStore, prefix: str, context: str, count: int) -> None:
+    """Put episodes that all say the same, and index them."""
+    await store.episodes.put_many([make_episode(id=f"{prefix}{n:05}", context=context) for n in range(count)])
+    assert (await store.search("anything", mode="text")).complete
+
+
+@pytest.mark.parametrize("limit", [7, 50, 120])
+async def test_pages_lead_through_many_hits_of_one_score(store: MemoryStore, limit: int) -> None:
+    """More of them than a page's search looks at: which of them it sees must not depend on the page."""
+    await fill(store, "same", "lantern oil", 300)
+    await fill(store, "other", "nothing of this", 400)
+    found = await pages(store, "lantern", limit, mode="text")
+    assert len(found) == len(set(found)) == 300
+
+
+async def test_pages_lead_through_several_kinds_of_one_score(store: MemoryStore) -> None:
+    await fill(store, "same", "lantern", 130)
+    await fill(store, "other", "nothing", 400)
+    await store.episodes.put(make_episode(id="parent", context="nothing"))
+    await store.steps.append("parent", [Step(id=f"s{n:05}", action="lantern") for n in range(130)])
+    await store.steps.append("parent", [Step(id=f"t{n:05}", action="nothing") for n in range(400)])
+    found = await pages(store, "lantern", 20, mode="text")
+    assert len(found) == len(set(found)) == 260
+
+
+async def test_pages_go_on_when_something_was_written_in_between(store: MemoryStore) -> None:
+    """Each write changes all scores a little: nothing is missed for that, though a hit may be shown again."""
+    await fill(store, "same", "lantern", 60)
+    await fill(store, "other", "nothing", 200)
+    shown: list[str] = []
+    cursor = None
+    for number in range(10):
+        page = await store.search("lantern", mode="text", limit=20, cursor=cursor)
+        shown += [hit.id for hit in page]
+        cursor = page.cursor
+        if cursor is None:
+            break
+        if number == 0:
+            await store.episodes.put(make_episode(id="new", context="lantern oil"))
+        else:
+            await store.episodes.delete(shown[0] if number == 1 else shown[-1])
+    assert len(set(shown) - {"new"}) == 60
+
+
+async def test_a_word_said_many_times_hides_no_newer_document(store: MemoryStore) -> None:
+    """More places than documents: what is bounded is the documents that are read."""
+    await fill(store, "old", "retry " * 60, 400)
+    await fill(store, "other", "nothing of this", 600)
+    await store.episodes.put(make_episode(id="newest", context="retry"))
+    found = await pages(store, "retry", 401, mode="text")
+    assert len(found) == 401
+    assert "newest" in found
+
+
+async def test_a_bulk_load_is_counted_when_it_is_ranked(store: MemoryStore) -> None:
+    """Otherwise what is rare among 4,000 documents counts as common among the 200 there were."""
+    await fill(store, "first", "nothing of this", 100)
+    await fill(store, "filler", "some more of it", 100)
+    await store.search("zebra", mode="text")
+    await store.episodes.put_many([make_episode(id=f"b{n:05}", context="zebra words") for n in range(150)])
+    await store.episodes.put_many([make_episode(id=f"c{n:05}", context="plain words") for n in range(1850)])
+    [best, *_] = await store.search("zebra", mode="text")
+    assert best.score > 1, "rare: in 150 of 2,200"
+
+
+async def test_what_is_too_common_to_be_read_is_found_among_the_newest(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fulltext, "_MOST_POSTINGS", 50)
+    monkeypatch.setattr(fulltext, "_NEWEST", 60)
+    monkeypatch.setattr(postgresql_text, "_MOST_COUNTED", 51)
+    await fill(store, "old", "often", 80)
+    await fill(store, "other", "nothing of this", 300)
+    await store.episodes.put(make_episode(id="z", context="zebra"))
+    await store.episodes.put(make_episode(id="newest", context="often"))
+    found = [hit.id for hit in await store.search("often", mode="text", limit=30)]
+    assert len(found) == 30
+    assert "newest" in found
+    both = [hit.id for hit in await store.search("zebra often", mode="text", limit=30)]
+    assert (both[0], len(both), "newest" in both) == ("z", 30, True)
