@@ -39,7 +39,7 @@ def field_texts(kind: str, row: Sequence[Any]) -> Iterator[tuple[str, str]]:
     for name, index, is_json in _FIELDS[kind]:
         value = row[index]
         if value:
-            text = searched_text("\n".join(_strings(json.loads(value))) if is_json else value)
+            text = searched_text(_json_text(value) if is_json else value if isinstance(value, str) else "")
             if text:
                 yield name, text
 
@@ -49,6 +49,14 @@ def searched_text(text: str) -> str:
     if len(text) <= _MOST_CHARACTERS:
         return text
     return f"{text[:_HEAD_CHARACTERS]}\n{text[-_TAIL_CHARACTERS:]}"
+
+
+def _json_text(value: Any) -> str:
+    """Return what a JSON text says: nothing where it is damaged, which `verify` tells; all others are to be found."""
+    try:
+        return "\n".join(_strings(json.loads(value)))
+    except (TypeError, ValueError, RecursionError):
+        return ""
 
 
 def _strings(value: Any) -> Iterator[str]:
