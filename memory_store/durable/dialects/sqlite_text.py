@@ -142,5 +142,14 @@ def _in_words(corpus: str, expression: Expression) -> str:
         *first, last = expression.terms
         star = " *" if last.endswith("*") else ""
         return f'"{" ".join(corpus + term for term in (*first, last.removesuffix("*")))}"{star}'
-    sides = f" {expression.operator.upper()} ".join(_in_words(corpus, side) for side in expression.sides)
-    return f"({sides})"
+    left, right = (
+        f"({_in_words(corpus, side)})"
+        if _BINDS[side.operator] < _BINDS[expression.operator] + is_right
+        else _in_words(corpus, side)
+        for is_right, side in enumerate(expression.sides)
+    )
+    return f"{left} {expression.operator.upper()} {right}"
+
+
+# Parentheses are put where they are needed alone, since FTS5 reads no more than 100 at a time.
+_BINDS: dict[Any, int] = {"or": 0, "and": 1, "not": 2, "phrase": 3}
