@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, get_args
 
 from sqlalchemy.sql.elements import ColumnElement
@@ -24,7 +24,7 @@ from memory_store.durable.log import one_state
 from memory_store.errors import ConfigurationError
 from memory_store.recall.search import Search
 from memory_store.records import Episode
-from memory_store.search.asked import Mode, ask
+from memory_store.search.asked import Asked, Mode, ask
 from memory_store.search.clusters import clusters_of, recency
 from memory_store.search.results import Hit, SearchResults
 
@@ -39,6 +39,8 @@ _MOST = 2_000
 # The best of them that diversity chooses among, at least.
 _POOL = 50
 _RECENCY_SHARE = 0.15
+# Before this there is no moment, though a cluster may begin there.
+_FIRST = to_us(datetime.min.replace(tzinfo=UTC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +92,29 @@ class Recall:
         levels = set(asking.levels)
         if unknown := sorted(levels - set(LEVELS)):
             raise ConfigurationError(f"levels must be of {', '.join(LEVELS)}, got {unknown[0]!r:.80}")
+        where = self._place(asking, levels)
+        asked = self._asked(asking, where, levels)  # checks all of it, before any is made use of
         now = now_us() if asking.at is None else to_us(asking.at)
         explanation: list[Kept] = []
-        where = self._place(asking, levels)
         if "time" in levels:
             since = await self._access.durable.scan.run(
                 lambda connection: self._since(connection, asking, where, now, explanation)
             )
-            where = [*where, Episode.c.created_at >= from_us(since)] if since is not None else where
-        asked = ask(
+            if since is not None:
+                asked = self._asked(asking, [*where, Episode.c.created_at >= from_us(max(since, _FIRST))], levels)
+        pool, complete = await self._search.pool(asked, max(_POOL, 3 * asking.limit))
+        explanation.append(Kept("similarity", len(pool), f"{asking.mode}: the best of those that are like the query"))
+        if "recency" in levels:
+            pool = _with_recency(pool, now)
+            explanation.append(Kept("recency", len(pool), f"{_RECENCY_SHARE:.0%} of the score"))
+        hits, diversity = await self._search.chosen(asked, pool)
+        if diversity is not None:
+            reached = f"reached {diversity:.2f}, asked for {asking.diversity:.2f}"
+            explanation.append(Kept("diversity", len(hits), reached))
+        return SearchResults(tuple(hits), None, complete, diversity, tuple(explanation) if asking.explain else ())
+
+    def _asked(self, asking: Asking, where: Sequence[ColumnElement[bool]], levels: Collection[str]) -> Asked:
+        return ask(
             self._access.dialect,
             self._access.namespace,
             asking.query,
@@ -111,16 +127,6 @@ class Recall:
             vector=asking.vector,
             model=asking.model,
         )
-        pool, complete = await self._search.pool(asked, max(_POOL, 3 * asking.limit))
-        explanation.append(Kept("similarity", len(pool), f"{asking.mode}: the best of those that are like the query"))
-        if "recency" in levels:
-            pool = _with_recency(pool, now)
-            explanation.append(Kept("recency", len(pool), f"{_RECENCY_SHARE:.0%} of the score"))
-        hits, diversity = await self._search.chosen(asked, pool)
-        if diversity is not None:
-            reached = f"reached {diversity:.2f}, asked for {asking.diversity:.2f}"
-            explanation.append(Kept("diversity", len(hits), reached))
-        return SearchResults(tuple(hits), None, complete, diversity, tuple(explanation) if asking.explain else ())
 
     def _place(self, asking: Asking, levels: Collection[str]) -> list[ColumnElement[bool]]:
         where = list(asking.where)

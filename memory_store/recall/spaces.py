@@ -193,22 +193,25 @@ class VectorSpace:
 
     def _apply(self, step: _Step) -> None:
         assert self._index is not None
-        kept = {row[0] for row in step.rows}
         for parent in step.parents:
             self._index.discard_parent(parent)
+        there = self._put(self._index, step.rows)
         for id_ in step.ids:
-            if id_ not in kept:
+            if id_ not in there:
                 self._index.discard(id_)
-        if step.rows:
-            self._put(self._index, step.rows)
         self._head = step.head
 
-    def _put(self, index: VectorIndex, rows: Sequence[Row]) -> None:
+    def _put(self, index: VectorIndex, rows: Sequence[Row]) -> set[str]:
+        """Put rows and return their ids, without those that plain SQL has damaged: all others are to be found."""
         import numpy as np
 
-        ids, parents, blobs = zip(*rows, strict=True)
-        vectors = np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), self._dimensions)
-        index.put_many(ids, parents, vectors)
+        rows = [row for row in rows if isinstance(row[2], bytes) and len(row[2]) == 4 * self._dimensions]
+        vectors = np.frombuffer(b"".join([row[2] for row in rows]), "<f4").reshape(len(rows), self._dimensions)
+        sound = np.flatnonzero(np.isfinite(vectors).all(axis=1))
+        ids = [rows[place][0] for place in sound]
+        if ids:
+            index.put_many(ids, [rows[place][1] for place in sound], vectors[sound])
+        return set(ids)
 
     def _build(self) -> None:
         """Begin to build a graph, where it is time: in a thread that nobody waits for, not even at the end."""

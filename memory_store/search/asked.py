@@ -31,6 +31,7 @@ MOST_HITS = 1000
 """Of one page."""
 _MOST_CHARACTERS = 10_000
 _MOST_TERMS = 64
+_GREATEST = 3.4028234663852886e38  # of the numbers that have 32 bits, as those of stored vectors have
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def ask(
     if of_vectors is None and "episode" in searched:  # an episode is found by what belongs to it
         of_vectors = condition("embedding", "episode")
     terms = parse_query(query) if syntax == "expert" else tuple(dict.fromkeys(terms_of(query)))[:_MOST_TERMS]
-    numbers = None if vector is None else tuple(float(number) for number in vector)
+    numbers = None if vector is None else _numbers(vector)
     if numbers is None and model is not None:
         raise ConfigurationError("model says whose the vector is: give a vector with it")
     asked = [query, searched, mode, syntax, limit, diversity, numbers, model]
@@ -114,7 +115,7 @@ def ask(
     reads = (*searched, *(kind for kind in dict.fromkeys(named) if kind not in searched))
     if mode != "text" and "embedding" not in reads:
         reads = (*reads, "embedding")
-    key: bytes = msgpack.packb(asked, default=repr) or b""
+    key: bytes = msgpack.packb(asked, default=repr, unicode_errors="surrogatepass") or b""
     if len(key) > 4096:
         key = hashlib.blake2b(key).digest()
     return Asked(query, terms, conditions, mode, limit, diversity, of_vectors, numbers, model, reads, key)
@@ -157,6 +158,17 @@ def _kinds(kinds: str | Iterable[str] | None, named: Sequence[str]) -> list[str]
             if not applies(one, kind):
                 raise ConfigurationError(f"where says something of {one}, of which a {kind} is no part")
     return asked
+
+
+def _numbers(vector: Iterable[float]) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(number) for number in vector)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"vector must hold numbers: {error}") from error
+    for place, number in enumerate(numbers):
+        if not abs(number) <= _GREATEST:
+            raise ConfigurationError(f"vector must hold finite numbers of 32 bits, that at {place} is {number}")
+    return numbers
 
 
 def _moment(at: datetime) -> datetime:
