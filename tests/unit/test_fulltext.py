@@ -29,7 +29,7 @@ class Shelf:
     @property
     def corpus(self) -> Corpus:
         lengths = [len(terms) for terms in self.documents.values()]
-        return Corpus("corpus", "n", len(lengths), sum(lengths) / max(1, len(lengths)))
+        return Corpus("corpus", "n", len(lengths), sum(lengths) / max(1, len(lengths)), {})
 
     def frequencies(self, corpus: str, terms: Sequence[str]) -> list[int]:
         return [sum(term in held for held in self.documents.values()) for term in terms]
