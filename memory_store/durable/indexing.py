@@ -20,7 +20,7 @@ from memory_store.durable.lookup import Ask, Work, find_existing
 from memory_store.durable.operations import Context
 from memory_store.durable.text_index import Gone
 from memory_store.durable.writer import Writer
-from memory_store.errors import MemoryStoreError
+from memory_store.errors import MemoryStoreError, StoreClosedError
 from memory_store.records import RECORDS
 from memory_store.text.documents import SEARCHED
 
@@ -192,8 +192,9 @@ class Indexer:
 
         Raises:
             DurableError: the database cannot be written.
+            StoreClosedError: the store was closed; behind that nothing may be written any more.
         """
-        written = await self._writer.submit(IndexBehind(self._shard, namespace))
+        written = await self._submit(IndexBehind(self._shard, namespace))
         return None if written.result is None else int(written.result)
 
     async def renew(self) -> AsyncIterator[int]:
@@ -201,12 +202,18 @@ class Indexer:
 
         Raises:
             DurableError: the database cannot be written; what is left stays in the backlog.
+            StoreClosedError: the store was closed; the same.
         """
-        await self._writer.submit(LeaveBehind(self._shard))
+        await self._submit(LeaveBehind(self._shard))
         done = 0
         while (count := await self.bring_in(None)) is not None:
             done += count
             yield done
+
+    def _submit(self, operation: IndexBehind | LeaveBehind) -> asyncio.Future[Any]:
+        if self._closed:
+            raise StoreClosedError("the store is closed")
+        return self._writer.submit(operation)
 
     async def close(self) -> None:
         """Stop; what is left stays in the backlog."""
