@@ -28,6 +28,7 @@ torture: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks all --write
+	$(BIN)/python -m tests.benchmarks quality --write
 
 # Peers live in an environment of their own: they pull in far more than the store may.
 bench-peers: $(READY)

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks NAME --json`, `... all --write`, `... peers --write`, `... list`."""
+"""`python -m tests.benchmarks NAME --json`, `... all --write`, `... quality`, `... peers --write`, `... list`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from .catalogue import BENCHMARKS
 from .harness import Sizes, Workspace
-from .report import table, write_budget, write_peers
+from .report import table, write_budget, write_peers, write_quality
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="How fast, against a baseline.")
-    parser.add_argument("name", choices=[*BENCHMARKS, "all", "peers", "list"])
+    parser.add_argument("name", choices=[*BENCHMARKS, "all", "quality", "peers", "list"])
     parser.add_argument("--json", action="store_true", help="print JSON, nothing else, on standard output")
     parser.add_argument("--write", action="store_true", help="write the figures into docs/benchmarks.md")
     parser.add_argument("--rows", type=int, default=Sizes().rows, help="rows of the large tables (%(default)s)")
@@ -48,6 +48,7 @@ def main() -> None:
     if arguments.name == "list":
         for name, benchmark in BENCHMARKS.items():
             print(f"{name:18} {benchmark.title}  |  against: {benchmark.against}")
+        print("quality            how much of what is wanted is found, on the retrieval sets beside the checkout")
         print("peers              what a user would pick instead; runs in the environment `make bench-peers` makes")
         return
     sizes = Sizes(rows=arguments.rows, rounds=arguments.rounds)
@@ -56,6 +57,11 @@ def main() -> None:
 
         found: Any = asyncio.run(measure_peers(sizes))
         text, write = table(found["peers"]), lambda: write_peers(found)
+    elif arguments.name == "quality":
+        from .quality import measure_quality  # here: it needs numpy and a model
+
+        found = asyncio.run(measure_quality())
+        text, write = table(found["quality"]), lambda: write_quality(found)
     elif arguments.name == "all":
         found = asyncio.run(_run_all(sizes))
         text, write = table(found), lambda: write_budget(found)
@@ -63,7 +69,7 @@ def main() -> None:
         found = asyncio.run(_run_one(arguments.name, sizes))
         text, write = table([found]), None
         if arguments.write:
-            sys.exit("--write is for `all` and `peers`: a page holds figures of one run")
+            sys.exit("--write is for `all`, `quality` and `peers`: a page holds figures of one run")
     print(json.dumps(found, indent=None if arguments.json else 2) if arguments.json else text)
     if arguments.write and write is not None:
         write()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import copying, server
+from . import copying, search, search_server, search_vectors, server
 from .coherence import commit_with, hit_bounded, hit_linearizable, linearizable_against_row
 from .harness import Benchmark
 from .pause import pause
@@ -12,6 +12,9 @@ from .saving import save, warm
 from .visibility import idle_feed, visible
 from .writes import import_lines, put_alone, put_many, put_with
 
+_FTS5 = "bare FTS5, the same words, the same ten rows read"
+_TS_RANK = "ts_rank over a tsvector with GIN, the same ten rows read"
+_FILTERED = "the filter as SQL, numpy over its rows, ten rows read"
 _THREAD = "batches of the same rows through sqlite3 in a thread, no log"
 
 
@@ -85,6 +88,51 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark("idle_feed", "an open feed while nothing happens", "no feed", idle_feed, 0.5, compared="ours"),
         Benchmark("save", "saving the cache", "a plain write of the same bytes, synced", save, 1.5),
         Benchmark("warm", "open until the saved cache is loaded", "reading the file", warm, 500.0, compared="ours"),
+        Benchmark("text_10k", "text in 10,000 documents", _FTS5, search.text_of(10_000), 1.3),
+        Benchmark("text_100k", "text in 100,000 documents", _FTS5, search.text_of(100_000), 1.3),
+        Benchmark("text_half", "a word in half of all documents", _FTS5, search.half, 20.0, compared="ours"),
+        Benchmark(
+            "search_again", "a search asked again", "dict read + copy of the hits", search.again, 25.0, compared="ours"
+        ),
+        Benchmark("index_rate", "reindex", "FTS5 inserting the same text", search.index_rate, None, "at least"),
+        Benchmark(
+            "search_vector",
+            "ten nearest vectors, through the store",
+            "usearch's own search",
+            search_vectors.top_ten,
+            None,
+        ),
+        Benchmark("search_filter", "ten nearest of one in a hundred", _FILTERED, search_vectors.one_in_a_hundred, 1.5),
+        Benchmark(
+            "put_vector",
+            "put of an embedding, alone",
+            "aiosqlite BEGIN, INSERT, COMMIT, no log",
+            search_vectors.put,
+            None,
+        ),
+        Benchmark(
+            "search_reopened",
+            "first search by vector of a store just opened",
+            "the saved index opened and asked",
+            search_vectors.reopened,
+            None,
+        ),
+        Benchmark(
+            "recall",
+            "recall by text and vectors, domain and task type given",
+            "a search of the same place",
+            search_vectors.recall(by_vector_too=True),
+            10.0,
+            compared="ours",
+        ),
+        Benchmark(
+            "recall_text",
+            "recall by text, domain and task type given",
+            "a search of the same place",
+            search_vectors.recall(by_vector_too=False),
+            10.0,
+            compared="ours",
+        ),
         Benchmark("server_miss", "server: get, miss", "asyncpg fetchrow + decode", server.miss, 1.3),
         Benchmark("server_put", "server: put, alone", "asyncpg transaction of one INSERT, no log", server.put, 1.5),
         Benchmark(
@@ -101,6 +149,28 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark("server_list", "server: list 50 by domain", "the query + decode, asyncpg", server.list_page, 1.5),
         Benchmark(
             "server_heads", "server: puts in two namespaces", "in one of them", server.two_heads, 1.8, "at least"
+        ),
+        Benchmark("server_text_10k", "server: text in 10,000 documents", _TS_RANK, search_server.text_of(10_000), 1.3),
+        Benchmark(
+            "server_text_100k", "server: text in 100,000 documents", _TS_RANK, search_server.text_of(100_000), 1.3
+        ),
+        Benchmark(
+            "server_text_half",
+            "server: a word in half of all documents",
+            _TS_RANK,
+            search_server.half,
+            20.0,
+            compared="ours",
+        ),
+        Benchmark(
+            "server_search_vector", "server: ten nearest vectors", "usearch's own search", search_server.top_ten, None
+        ),
+        Benchmark(
+            "server_search_filter",
+            "server: ten nearest of one in a hundred",
+            _FILTERED,
+            search_server.one_in_a_hundred,
+            1.5,
         ),
         Benchmark(
             "copy",

@@ -12,13 +12,15 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 REPOSITORY = Path(__file__).parents[2]
+
+T = TypeVar("T")
 
 Slice = Callable[[int], Awaitable[float]]
 """Does one round's share of work and returns the seconds one operation took."""
@@ -125,12 +127,18 @@ class Workspace:
         self.folder = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
         self._made: dict[str, Path] = {}
         self._count = 0
+        self._kept = ExitStack()
 
     def __enter__(self) -> Workspace:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._kept.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def until_the_end(self, resource: AbstractContextManager[T]) -> T:
+        """Enter what several benchmarks use; it is left with the workspace."""
+        return self._kept.enter_context(resource)
 
     def new(self, name: str) -> Path:
         """Return the path of a database that does not exist yet, in a folder of its own."""

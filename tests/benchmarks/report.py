@@ -17,11 +17,17 @@ _GOOD, _BAD, _PLAIN = "#2f7d5b", "#b5473c", "#7a8794"
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Return results as a plain table."""
-    rows = _peer_rows(results) if results and "peer" in results[0] else _budget_rows(results)
+    rows = _rows(results)
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def _rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    if results and "peer" in results[0]:
+        return _peer_rows(results)
+    return _quality_rows(results) if results and "set" in results[0] else _budget_rows(results)
 
 
 def _budget_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -63,6 +69,17 @@ def _peer_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def _quality_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    rows = [["set", "found by", "model", "Recall@10", "nDCG@10", "budget", "verdict"]]
+    for found in results:
+        least = "none"
+        if found["least_recall"] is not None:
+            least = f"≥ {found['least_recall']:.3f} / {found['least_ndcg']:.3f}"
+        figures = [f"{found['recall']:.3f}", f"{found['ndcg']:.3f}"]
+        rows.append([found["set"], found["method"], found["model"], *figures, least, found["verdict"]])
+    return rows
+
+
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
@@ -72,6 +89,11 @@ def write_budget(results: Sequence[dict[str, Any]]) -> None:
     _plot("benchmarks.svg", lambda axes: _draw_budget(axes, results))
     body = [_markdown(_budget_rows(results)), "", _machine(results[0]["environment"]), "", *_details(results)]
     _replace("budget", "\n".join(body))
+
+
+def write_quality(found: dict[str, Any]) -> None:
+    """Put how much is found into the page, beside whatever else it holds."""
+    _replace("quality", "\n".join([_markdown(_quality_rows(found["quality"])), "", _machine(found["environment"])]))
 
 
 def write_peers(found: dict[str, Any]) -> None:

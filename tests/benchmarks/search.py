@@ -17,7 +17,7 @@ from memory_store.codec import CODECS
 from .baselines import GET, connect, open_quiet
 from .harness import Measured, Sizes, Slice, Workspace, as_rate, compare, on_one_core
 from .rows import NAMESPACE
-from .searched import LIMIT, any_word, documents, forget_answers, indexed, over_queries, put_documents, with_documents
+from .searched import LIMIT, any_word, documents, forget_answers, indexed, over_queries, with_documents
 from .texts import queries, word_in_half
 
 _decode = CODECS["episode"].decode
@@ -105,7 +105,7 @@ async def half(workspace: Workspace, sizes: Sizes) -> Measured:
         return await compare(ours(word), _finds(find)(word), sizes.fewer(15), unit="ms", scale=1e3)
 
 
-async def answered(workspace: Workspace, sizes: Sizes) -> Measured:
+async def again(workspace: Workspace, sizes: Sizes) -> Measured:
     """A search asked again; the baseline finds its ten hits in a dictionary and copies them, as a caller needs."""
     count = min(sizes.slice, 200)
     rows = min(sizes.rows, _INDEXED)

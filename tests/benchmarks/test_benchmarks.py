@@ -14,6 +14,7 @@ import pytest
 from . import report
 from .catalogue import BENCHMARKS
 from .harness import REPOSITORY, Benchmark, Measured, Sizes, Workspace, as_rate, compare
+from .quality import Retrieval, measure_quality, retrieval_sets
 
 TINY = Sizes(rows=300, rounds=2, slice=64, ticks=20)
 KEYS = {"name", "ratio", "budget", "ours", "baseline", "unit", "environment", "verdict"}
@@ -57,12 +58,23 @@ def test_every_row_of_the_budget_is_there() -> None:
         "idle_feed": ("at most", 0.5, "ours"),
         "save": ("at most", 1.5, "ratio"),
         "warm": ("at most", 500.0, "ours"),
+        "text_10k": ("at most", 1.3, "ratio"),
+        "text_100k": ("at most", 1.3, "ratio"),
+        "text_half": ("at most", 20.0, "ours"),
+        "search_again": ("at most", 25.0, "ours"),
+        "search_filter": ("at most", 1.5, "ratio"),
+        "recall": ("at most", 10.0, "ours"),
+        "recall_text": ("at most", 10.0, "ours"),
         "server_miss": ("at most", 1.3, "ratio"),
         "server_put": ("at most", 1.5, "ratio"),
         "server_put_64": ("at least", 3.0, "ratio"),
         "server_put_many": ("at least", 0.5, "ratio"),
         "server_list": ("at most", 1.5, "ratio"),
         "server_heads": ("at least", 1.8, "ratio"),
+        "server_text_10k": ("at most", 1.3, "ratio"),
+        "server_text_100k": ("at most", 1.3, "ratio"),
+        "server_text_half": ("at most", 20.0, "ours"),
+        "server_search_filter": ("at most", 1.5, "ratio"),
         "copy": ("at least", 0.4, "ratio"),
         "pause": ("at most", 10.0, "ours"),
     }
@@ -120,6 +132,32 @@ def test_the_page_keeps_what_another_run_wrote(tmp_path: Path) -> None:
     assert page.read_text("utf-8") == (
         "a\n<!-- budget -->\n| a \\1 | b |\n<!-- /budget -->\nb\n<!-- peers -->\nkept\n<!-- /peers -->\n"
     )
+
+
+async def test_the_quality_of_every_set_is_measured_in_every_way(tmp_path: Path) -> None:
+    if not retrieval_sets():
+        pytest.skip("no retrieval sets beside the checkout")
+
+    found = await measure_quality(queries=3)
+
+    rows = found["quality"]
+    assert {row["set"] for row in rows} == {folder.name for folder in retrieval_sets()}
+    for name in {row["set"] for row in rows}:
+        methods = [row["method"] for row in rows if row["set"] == name]
+        assert methods[:4] == ["FTS5's BM25", "text", "vectors", "both"]
+    assert all(0 <= row[measure] <= 1 for row in rows for measure in ("recall", "ndcg"))
+    assert len(report.table(rows).splitlines()) == len(rows) + 2
+
+
+def test_recall_and_gain_are_those_of_the_textbook() -> None:
+    found = Retrieval("s", {}, {}, {"q": {"a": 2.0, "b": 1.0}, "r": {"c": 1.0}})
+
+    # q finds b first and misses a; r finds c in the second place: gains of 1 and 1 / log2(3) of what there is to gain.
+    figures = found.measure({"q": ["b", "x"], "r": ["y", "c"]})
+
+    most = 3 / math.log2(2) + 1 / math.log2(3)
+    assert figures.recall == 0.75
+    assert figures.ndcg == pytest.approx((1 / most + 1 / math.log2(3)) / 2)
 
 
 async def test_both_plots_and_both_tables_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,158 @@
+"""Search on a PostgreSQL server over a local socket: text against its own ranking, vectors as on SQLite.
+
+One server is filled by the first benchmark that asks for so many documents, and ends with the workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import asyncpg
+
+from memory_store import MemoryStore
+from memory_store.codec import CODECS
+from memory_store.records import RECORDS
+from tests.servers.postgres import PostgresServer
+
+from . import vector_case
+from .harness import Measured, Sizes, Slice, Workspace, compare
+from .rows import NAMESPACE
+from .search import searches
+from .searched import (
+    LIMIT,
+    any_word,
+    over_queries,
+    put_documents,
+    put_embeddings,
+    vectors,
+)
+from .texts import queries, word_in_half
+from .vector_case import VectorCase
+
+_decode = CODECS["episode"].decode
+_COLUMNS = ", ".join(RECORDS["episode"].columns)
+# The usual way: a column of terms kept by the server, a GIN index over it, and the server's own ranking.
+_CREATE = """
+CREATE TABLE bare (id text PRIMARY KEY, terms tsvector);
+INSERT INTO bare SELECT id, to_tsvector('english', reflection) FROM episodes;
+CREATE INDEX ON bare USING gin (terms);
+"""
+_MATCH = (
+    "SELECT bare.id FROM bare, to_tsquery('english', $1) AS sought WHERE bare.terms @@ sought "
+    f"ORDER BY ts_rank(bare.terms, sought) DESC LIMIT {LIMIT}"
+)
+_READ = f"SELECT {_COLUMNS} FROM episodes WHERE namespace = $1 AND id = ANY($2)"
+_READ_VECTORS = (
+    f"SELECT {', '.join(RECORDS['embedding'].columns)} FROM embeddings WHERE namespace = $1 AND id = ANY($2)"
+)
+_MEETING = (
+    "SELECT m.id FROM embeddings AS m JOIN episodes AS e ON e.namespace = m.namespace AND e.id = m.episode_id "
+    "WHERE e.namespace = $1 AND e.domain = $2"
+)
+
+Run = Callable[[Workspace, Sizes], Awaitable[Measured]]
+
+
+@asynccontextmanager
+async def _opened(
+    workspace: Workspace, rows: int, *, with_vectors: bool = False
+) -> AsyncIterator[tuple[MemoryStore, Any]]:
+    """Yield a store of so many documents on a server, and a connection of the driver's own."""
+
+    async def make(path: Path) -> None:
+        server = workspace.until_the_end(PostgresServer())
+        async with MemoryStore(server.url(), namespace=NAMESPACE, cache_max_bytes=0) as store:
+            await put_documents(store, rows)
+        await _run(server.dsn(), _CREATE, "VACUUM ANALYZE")  # as a server does by itself soon
+        path.write_text(f"{server.url()}\n{server.dsn()}")
+
+    path = await workspace.shared(f"server-{rows}", make)
+    url, dsn = path.read_text().split("\n")
+
+    async def add_vectors(marker: Path) -> None:
+        stored = vectors(rows).stored
+        async with MemoryStore(url, namespace=NAMESPACE, cache_path=str(path.with_name("saved"))) as store:
+            await put_embeddings(store, stored)
+        await _run(dsn, "VACUUM ANALYZE")
+        marker.touch()
+
+    if with_vectors:
+        await workspace.shared(f"server-vectors-{rows}", add_vectors)
+    saved = str(path.with_name("saved")) if with_vectors else ""
+    driver = await asyncpg.connect(dsn, statement_cache_size=1024)
+    try:
+        async with MemoryStore(url, namespace=NAMESPACE, cache_path=saved, cache_max_bytes=0) as store:
+            await store.cache.wait()
+            yield store, driver
+    finally:
+        await driver.close()
+
+
+async def _run(dsn: str, *scripts: str) -> None:
+    driver = await asyncpg.connect(dsn)
+    for script in scripts:
+        await driver.execute(script)
+    await driver.close()
+
+
+def _finds(driver: Any) -> Callable[[str], Slice]:
+    def of(query: str) -> Slice:
+        sought = " | ".join(any_word(query))
+
+        async def once(_: int) -> float:
+            start = perf_counter()
+            ids = [row["id"] for row in await driver.fetch(_MATCH, sought)]
+            [_decode(list(row)) for row in await driver.fetch(_READ, NAMESPACE, ids)]
+            return perf_counter() - start
+
+        return once
+
+    return of
+
+
+def text_of(rows: int) -> Run:
+    """Return the benchmark of rare, middling and several words in so many documents, or fewer where less is asked."""
+    return partial(_text, rows)
+
+
+async def _text(rows: int, workspace: Workspace, sizes: Sizes) -> Measured:
+    rows = min(rows, sizes.rows)
+    async with _opened(workspace, rows) as (store, driver):
+        ours = searches(store, kinds="episode", mode="text")
+        return await over_queries(queries(rows), ours, _finds(driver), sizes.fewer(8))
+
+
+async def half(workspace: Workspace, sizes: Sizes) -> Measured:
+    word = word_in_half(sizes.rows)
+    async with _opened(workspace, sizes.rows) as (store, driver):
+        ours = searches(store, kinds="episode", mode="text")
+        return await compare(ours(word), _finds(driver)(word), sizes.fewer(8), unit="ms", scale=1e3)
+
+
+@asynccontextmanager
+async def _case(workspace: Workspace, rows: int) -> AsyncIterator[VectorCase]:
+    decode = CODECS["embedding"].decode
+    async with _opened(workspace, rows, with_vectors=True) as (store, driver):
+
+        async def read(ids: Sequence[str]) -> list[Any]:
+            return [decode(list(row)) for row in await driver.fetch(_READ_VECTORS, NAMESPACE, ids)]
+
+        async def meeting(domain: str) -> Iterable[str]:
+            return [row["id"] for row in await driver.fetch(_MEETING, NAMESPACE, domain)]
+
+        yield VectorCase(store, vectors(rows), read, meeting)
+
+
+async def top_ten(workspace: Workspace, sizes: Sizes) -> Measured:
+    async with _case(workspace, sizes.rows) as case:
+        return await vector_case.top_ten(case, sizes.fewer(10))
+
+
+async def one_in_a_hundred(workspace: Workspace, sizes: Sizes) -> Measured:
+    async with _case(workspace, sizes.rows) as case:
+        return await vector_case.one_in_a_hundred(case, sizes.fewer(10))
