@@ -35,7 +35,6 @@ from memory_store.feed import LoggedChange
 from memory_store.namespace import Namespace, Transaction
 from memory_store.patterns import PatternMerge, Patterns, SimilarPattern
 from memory_store.recall.embeddings import Embeddings
-from memory_store.recall.places import Kept
 from memory_store.records import (
     Embedding,
     Episode,
@@ -47,7 +46,7 @@ from memory_store.records import (
     TaskType,
 )
 from memory_store.search.highlights import Highlight
-from memory_store.search.results import Hit, SearchResults
+from memory_store.search.results import Hit, Kept, SearchResults
 from memory_store.statistics import StoreStats
 from memory_store.store import MemoryStore
 

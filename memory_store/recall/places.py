@@ -8,7 +8,6 @@ keys for place and time stand in `documents`, written with the episode itself.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -26,9 +25,9 @@ from memory_store.recall.search import Search
 from memory_store.records import Episode
 from memory_store.search.asked import Asked, Mode, ask
 from memory_store.search.clusters import clusters_of, recency
-from memory_store.search.results import Hit, SearchResults
+from memory_store.search.results import Hit, Kept, SearchResults
 
-__all__ = ["LEVELS", "Asking", "Kept", "Level", "Recall"]
+__all__ = ["LEVELS", "Asking", "Level", "Recall"]
 
 Level = Literal["domain", "task_type", "time", "recency", "diversity"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -41,21 +40,6 @@ _POOL = 50
 _RECENCY_SHARE = 0.15
 # Before this there is no moment, though a cluster may begin there.
 _FIRST = to_us(datetime.min.replace(tzinfo=UTC))
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What a level of a recall kept.
-
-    Args:
-        level: "namespace", "domain", "task_type", "time", "similarity", "recency" or "diversity".
-        kept: how many episodes were left behind it.
-        detail: what it went by.
-    """
-
-    level: str
-    kept: int
-    detail: str
 
 
 class Asking(NamedTuple):

@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgpack
@@ -16,7 +16,7 @@ from memory_store.errors import ConfigurationError
 from memory_store.records import Record
 from memory_store.search.highlights import Highlight, highlight
 
-__all__ = ["Hit", "Place", "SearchResults", "continued", "ordered", "read_cursor", "write_cursor"]
+__all__ = ["Hit", "Kept", "Place", "SearchResults", "continued", "ordered", "read_cursor", "write_cursor"]
 
 
 class Hit:
@@ -87,6 +87,21 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What a level of a recall kept.
+
+    Args:
+        level: "namespace", "domain", "task_type", "time", "similarity", "recency" or "diversity".
+        kept: how many episodes were left behind it.
+        detail: what it went by.
+    """
+
+    level: str
+    kept: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class SearchResults:
     """What a search found, best first; iterate it, or look at `hits`.
 
@@ -103,7 +118,7 @@ class SearchResults:
     cursor: str | None = None
     complete: bool = True
     diversity: float | None = None
-    explanation: tuple[Any, ...] = field(default=())
+    explanation: tuple[Kept, ...] = ()
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)

@@ -11,6 +11,7 @@ import pytest
 from memory_store import (
     Collection,
     ConflictError,
+    Embeddings,
     InvalidRecordError,
     MemoryStore,
     Parts,
@@ -39,7 +40,7 @@ async def from_the_database(store: MemoryStore, kind: str, id_: str) -> Any:
 def test_every_kind_has_a_collection_of_the_right_sort() -> None:
     store = MemoryStore("sqlite:///:memory:")
     for kind in KINDS:
-        sort = Parts if kind in PART_KINDS else Patterns if kind == "pattern" else Collection
+        sort = {"pattern": Patterns, "embedding": Embeddings}.get(kind, Parts if kind in PART_KINDS else Collection)
         assert type(store.collection(kind)) is sort
 
 

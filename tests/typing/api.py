@@ -12,9 +12,13 @@ from memory_store import (
     CommitUnknownError,
     ConflictError,
     Embedding,
+    Embeddings,
     Episode,
     EpisodeStatus,
+    Highlight,
+    Hit,
     InvalidRecordError,
+    Kept,
     Limits,
     LoggedChange,
     MemoryStore,
@@ -27,6 +31,7 @@ from memory_store import (
     PatternType,
     PositionLostError,
     SchemaMismatchError,
+    SearchResults,
     SimilarPattern,
     SpatiotemporalEntry,
     Step,
@@ -90,7 +95,7 @@ async def collections(store: MemoryStore, inside: Namespace) -> None:
         assert_type(at.episodes, Collection[Episode])
         assert_type(at.steps, Parts[Step])
         assert_type(at.patterns, Patterns)
-        assert_type(at.embeddings, Parts[Embedding])
+        assert_type(at.embeddings, Embeddings)
         assert_type(at.spatiotemporal, Parts[SpatiotemporalEntry])
         assert_type(at.collection("episode"), Collection[Any])
 
@@ -135,6 +140,41 @@ async def parts(store: MemoryStore) -> None:
     assert_type(await store.steps.get_many(["s"], at_least=7), list[Step | None])
     assert_type(await store.embeddings.of("e"), list[Embedding])
     assert_type(await store.spatiotemporal.of("e"), list[SpatiotemporalEntry])
+
+
+async def search(store: MemoryStore, inside: Namespace, embedder: Embedder, at: datetime) -> None:
+    async def rerank(query: str, texts: list[str]) -> list[float]:
+        return [float(len(text)) for text in texts]
+
+    MemoryStore("sqlite:///agent.db", embed=embedder, rerank=rerank)
+    MemoryStore("sqlite:///agent.db", embed=[embedder])
+    results = await store.search("login", kinds=["episode"], where=Episode.c.domain == "web", mode="text", limit=5)
+    assert_type(results, SearchResults)
+    assert_type(
+        await inside.search("a AND b", kinds="step", at=at, syntax="expert", cursor=results.cursor), SearchResults
+    )
+    assert_type(await inside.search("x", mode="vector", vector=[0.5], model="m", diversity=0.5), SearchResults)
+    for hit in results:
+        assert_type(hit, Hit)
+        assert_type(hit.kind, str)
+        assert_type(hit.id, str)
+        assert_type(hit.score, float)
+        assert_type(hit.record, Any)
+        assert_type(hit.highlights, tuple[Highlight, ...])
+        assert_type(hit.highlights[0].marked("<b>", "</b>"), str)
+        assert_type(hit.highlights[0].spans, tuple[tuple[int, int], ...])
+    recalled = await store.recall(
+        "login", domain="web", task_type="testing", at=at, levels=["domain", "time"], explain=True
+    )
+    assert_type(recalled.hits, tuple[Hit, ...])
+    assert_type(recalled.complete, bool)
+    assert_type(recalled.diversity, float | None)
+    assert_type(recalled.explanation, tuple[Kept, ...])
+    assert_type(await store.embeddings.add("e", "a text"), list[Embedding])
+    assert_type(await store.embeddings.add("e", ["a text", "another"]), list[Embedding])
+    assert_type(await store.embeddings.reembed(on_progress=lambda done, total: None), int)
+    assert_type(await store.reindex(), int)
+    assert_type(await store.reindex(on_progress=lambda what, done, total: None), int)
 
 
 async def patterns(store: MemoryStore, pattern: Pattern, episode: Episode, at: datetime) -> None:
