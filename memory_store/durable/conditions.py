@@ -68,14 +68,24 @@ def _compiled(
     named = tuple(kind_named(expression) for expression in where)
 
     def build() -> Select[Any]:
-        statement = select(spec.table.c.id).where(within(spec, None))
-        if kind != "episode" and "episode" in named:
+        said = list(zip(named, where, strict=True))
+        for name, expression in said:
+            check_inside(RECORDS[name], "where", expression)
+        own = [Grouping(expression) for name, expression in said if name == kind]
+        of_episode = [Grouping(expression) for name, expression in said if name != kind]
+        statement = select(spec.table.c.id).where(within(spec, None), *own)
+        if is_id is not None:  # one record is looked up, and its episode
+            statement = statement.where(spec.table.c.id == literal_column(is_id))
+        if of_episode:
             parent = spec.table.c[spec.parent or ""]
-            statement = statement.where(within(episode, None), parent == episode.table.c.id)
-        for one, expression in zip(named, where, strict=True):
-            check_inside(RECORDS[one], "where", expression)
-            statement = statement.where(Grouping(expression))
-        return statement if is_id is None else statement.where(spec.table.c.id == literal_column(is_id))
+            if is_id is not None:
+                return statement.where(within(episode, None), parent == episode.table.c.id, *of_episode)
+            # Not a join: in a file without statistics SQLite reads all parts and looks up the episode of each, 155 ms
+            # for 100,000 of them where this takes 0.1.
+            statement = statement.where(
+                parent.in_(select(episode.table.c.id).where(within(episode, None), *of_episode))
+            )
+        return statement
 
     shape = ("condition", kind, named, is_id)
     text, parameters = compiled(_embedded(dialect.name), shape, where, {"namespace_": namespace}, build)

@@ -96,9 +96,9 @@ class Collected:
         return {m.name: m.unit for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sdk() -> Iterator[Collected]:
-    """The SDK, set up for the process: OpenTelemetry takes a provider once."""
+    """The SDK, set up for the process: OpenTelemetry takes a provider once, and tests may come here in two turns."""
     spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
     tracing, metering = TracerProvider(), MeterProvider([reader])
     tracing.add_span_processor(SimpleSpanProcessor(spans))

@@ -259,7 +259,7 @@ def test_every_flipped_bit_is_noticed(
     made: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     """In the manifest, the keys and the graph's links when it is opened; in the vectors by `verify`."""
-    folder = tmp_path_factory.getbasetemp() / "flipped"
+    folder = tmp_path_factory.getbasetemp() / "flipped-vectors"
     if not folder.exists():
         shutil.copytree(made, folder)
     name = data.draw(st.sampled_from([MANIFEST, "keys", "rows", "graph", "added"]))
