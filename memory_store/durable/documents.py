@@ -152,6 +152,8 @@ def record_documents(connection: Connection, changes: Sequence[Change], shard: i
 
 def write_behind(connection: Connection, work: IndexWork) -> None:
     """Bring in what the index was behind with."""
+    if work.is_anew:
+        text_index(connection).clear()
     if work.documents or work.gone:
         documents = {document[:3]: document for document in work.documents}
         text_index(connection).write(list(documents.values()), work.gone)
@@ -175,8 +177,7 @@ def leave_all_behind(connection: Connection, shards: int) -> None:
 
 def forget_documents(connection: Connection, shards: int) -> None:
     """Empty the index, whatever state it is in, and note that all is to be indexed again."""
-    if not hasattr(connection, "dialect"):
-        connection.execute("INSERT INTO documents_text (documents_text) VALUES ('delete-all')")
+    text_index(connection).clear()
     connection.execute("DELETE FROM documents")
     leave_all_behind(connection, shards)
 

@@ -128,7 +128,7 @@ class LeaveBehind:
 
     def run(self, context: Context) -> Work:
         """Note every namespace that has records, or documents."""
-        context.text.is_due = True
+        context.text.is_due = context.text.is_anew = True
         tables = [*(RECORDS[kind].table.name for kind in SEARCHED), "documents"]
         rows = yield Ask(" UNION ".join(f"SELECT namespace FROM {table}" for table in tables), ())
         [(shards,)] = yield Ask("SELECT count(*) FROM head", ())

@@ -51,14 +51,15 @@ class IndexWork:
     """What a transaction brings into the full-text index of earlier commits.
 
     `is_due` says whether it has to be committed, though it may have no documents: what was left behind is noted too.
+    `is_anew` says whether the index is to be made anew first.
     """
 
-    __slots__ = ("documents", "gone", "is_due")
+    __slots__ = ("documents", "gone", "is_anew", "is_due")
 
     def __init__(self) -> None:
         self.documents: list[Document] = []
         self.gone: list[Gone] = []
-        self.is_due = False
+        self.is_anew = self.is_due = False
 
 
 class Context(NamedTuple):

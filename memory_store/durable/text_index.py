@@ -74,6 +74,10 @@ class TextIndex(Protocol):
         """Drop what is gone, then put documents in the place of those of the same records."""
         ...
 
+    def clear(self) -> None:
+        """Forget what cannot be made right document by document, because it may be damaged; all are written again."""
+        ...
+
     def statistics(self, namespace: str, kind: str) -> tuple[int, float]:
         """Return how many documents a corpus has, and how many terms one of them has on average."""
         ...

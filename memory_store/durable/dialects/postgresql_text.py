@@ -54,6 +54,9 @@ class ServerTextIndex:
         if documents:
             self._connection.executemany(_WRITE, [(*one[:-1], vector_text(one)) for one in documents])
 
+    def clear(self) -> None:
+        """Nothing: a document and its index are one row, which is replaced or deleted."""
+
     def statistics(self, namespace: str, kind: str) -> tuple[int, float]:
         """Count all."""
         sql = "SELECT count(*), avg(length)::float8 FROM documents WHERE namespace = ? AND kind = ?"

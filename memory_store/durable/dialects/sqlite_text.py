@@ -49,6 +49,11 @@ class FileTextIndex:
             named = [(row[0], _named(*row[-2:])) for row in rows]
             many("INSERT INTO documents_text (rowid, terms) VALUES (?, ?)", named)
 
+    def clear(self) -> None:
+        """Forget all: a document's terms are taken out of the index by name, so both must have been right before."""
+        self._connection.execute("INSERT INTO documents_text (documents_text) VALUES ('delete-all')")
+        self._connection.execute("DELETE FROM documents")
+
     def statistics(self, namespace: str, kind: str) -> tuple[int, float]:
         """Count all, and take the average of the newest thousand."""
         run = self._connection.execute
