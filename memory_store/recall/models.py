@@ -88,8 +88,8 @@ class Models:
     async def vectors_of(self, access: TieredAccess, asked: Asked, hits: Sequence[Hit]) -> list[NDArray[Any] | None]:
         """Return the hits' vectors at length 1, None for one that has none; an episode has that of one of its own."""
         found: list[NDArray[Any] | None] = [None] * len(hits)
-        if not self.has_any and asked.vector is None:
-            return found
+        if asked.mode == "text" or not (self.has_any or asked.vector is not None):
+            return found  # by text alone no model is asked, which costs, and may fail
         episodes = [hit.id for hit in hits if hit.kind == "episode"]
         of_episode = await access.durable.scan.run(lambda connection: _first_of(connection, access.namespace, episodes))
         keys = [hit.id if hit.kind == "embedding" else of_episode.get(hit.id, "") for hit in hits]

@@ -44,9 +44,14 @@ async def select(
 
 async def _reranked(query: str, candidates: Sequence[Candidate], rerank: Reranker) -> list[Candidate]:
     texts = ["\n".join(text for _, text in field_texts(hit.kind, hit.row)) for hit, _ in candidates]
-    scores = [float(score) for score in await rerank(query, texts)]
+    returned = await rerank(query, texts)
+    wrong = f"the reranker must return a finite number for each of {len(texts)} texts"
+    try:
+        scores = [float(score) for score in returned]
+    except (TypeError, ValueError) as error:
+        raise SearchError(f"{wrong}: {error}") from error
     if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
-        raise SearchError(f"the reranker must return a finite number for each of {len(texts)} texts")
+        raise SearchError(wrong)
     found = [
         Candidate(candidate.hit.rescored(score, "rerank"), candidate.vector)
         for candidate, score in zip(candidates, scores, strict=True)
