@@ -84,7 +84,6 @@ def rank_documents(
 class _Ranking:
     def __init__(self, index: TextIndex, corpus: Corpus, within: Condition, limit: int) -> None:
         self._index, self._corpus, self._within, self._limit = index, corpus, within, limit
-        self._completed = max(_COMPLETED, 2 * limit)
 
     def of(self, keys: Sequence[int], terms: Sequence[str]) -> list[Match]:
         """Rank these documents; those that have none of the terms are left out."""
@@ -109,11 +108,12 @@ class _Ranking:
             others = [term for term in (unread if scores else terms) if self._frequencies[term]]
             newest = self._index.matching(self._corpus.name, others, self._within, _NEWEST) if others else []
             return self.of([*scores, *newest], terms)
-        # The newest of equal ones, as in the result.
-        best = dict(heapq.nlargest(self._completed, scores.items(), key=lambda item: (item[1], item[0])))
         if unread:
-            self._complete(best, unread, weights)
-        return self._best(best)
+            count = self._within_reach(scores, unread, weights)
+            # The newest of equal ones, as in the result.
+            scores = dict(heapq.nlargest(count, scores.items(), key=lambda item: (item[1], item[0])))
+            self._complete(scores, unread, weights)
+        return self._best(scores)
 
     def _weights(self, terms: Sequence[str]) -> dict[str, float]:
         """Return what each term counts: its inverse document frequency."""
@@ -129,13 +129,20 @@ class _Ranking:
         }
 
     def _is_settled(self, scores: dict[int, float], rest: Sequence[str], weights: dict[str, float]) -> bool:
-        """Return whether the rest can lift no document among the best but those that will be completed."""
+        """Return whether a document that has none of the terms read so far can no more come among the best."""
         if len(scores) < self._limit or self._frequencies[rest[0]] < self._limit:
             return False
-        most = sum(weights[term] for term in rest) * (_K1 + 1)
-        highest = heapq.nlargest(self._completed + 1, scores.values())
-        least = highest[self._limit - 1]
-        return least >= most and (len(highest) <= self._completed or highest[-1] + most < least)
+        return heapq.nlargest(self._limit, scores.values())[-1] >= self._most(rest, weights)
+
+    def _most(self, terms: Sequence[str], weights: dict[str, float]) -> float:
+        """Return what these terms add to a score at most."""
+        return sum(weights[term] for term in terms) * (_K1 + 1)
+
+    def _within_reach(self, scores: dict[int, float], unread: Sequence[str], weights: dict[str, float]) -> int:
+        """Return how many documents to complete: those that the rest could lift among the best, within bounds."""
+        least = heapq.nlargest(self._limit, scores.values())[-1] - self._most(unread, weights)
+        reached = sum(score >= least for score in scores.values())
+        return max(_COMPLETED, 2 * self._limit, min(reached, _NEWEST))
 
     def _add(self, scores: dict[int, float], term: str, weight: float) -> int:
         postings = self._index.postings(self._corpus.name, term, self._within, _MOST_POSTINGS)
