@@ -79,6 +79,8 @@ def _insert_at_once(
         return None
     context = Context.new(now_us(), known.position + 1)
     puts = cast("Sequence[Put]", operations)
+    if len({(put.namespace, put.rows[0][0]) for put in puts}) != len(puts):
+        return None  # one record written twice: the second is not an insert, and PostgreSQL refuses its document
     together = PutTogether(puts)
     rows = together.stamped(context)
     together.note(rows, context)

@@ -252,6 +252,17 @@ async def test_records_read_together_share_nothing(store: MemoryStore) -> None:
     assert second.context == {"n": 1}
 
 
+async def test_writers_that_put_one_new_record_at_once_all_succeed(store: MemoryStore) -> None:
+    """They wait for one another, so that several are one batch, whose second put of a record is no insert."""
+    for round_ in range(5):
+        written = await asyncio.gather(
+            *(store.episodes.put(make_episode(id=f"x{round_}", reward_score=float(n))) for n in range(6))
+        )
+        assert sorted(one.revision for one in written) == [1, 2, 3, 4, 5, 6]
+        last = max(written, key=lambda one: one.revision)
+        assert await store.episodes.get(f"x{round_}", freshness="linearizable") == last
+
+
 async def test_counters_tell_what_happened(store: MemoryStore) -> None:
     start = store.stats()
     await store.episodes.put(make_episode(id="x"))
