@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import sys
+from functools import partial
 from typing import Any
 
 from .catalogue import BENCHMARKS
@@ -56,15 +57,16 @@ def main() -> None:
         from .peers import measure_peers  # here: the peers are installed in an environment of their own
 
         found: Any = asyncio.run(measure_peers(sizes))
-        text, write = table(found["peers"]), lambda: write_peers(found)
+        text = f"{table(found['peers'])}\n\n{table(found['vectors'])}"
+        write = partial(write_peers, found)
     elif arguments.name == "quality":
         from .quality import measure_quality  # here: it needs numpy and a model
 
         found = asyncio.run(measure_quality())
-        text, write = table(found["quality"]), lambda: write_quality(found)
+        text, write = table(found["quality"]), partial(write_quality, found)
     elif arguments.name == "all":
         found = asyncio.run(_run_all(sizes))
-        text, write = table(found), lambda: write_budget(found)
+        text, write = table(found), partial(write_budget, found)
     else:
         found = asyncio.run(_run_one(arguments.name, sizes))
         text, write = table([found]), None

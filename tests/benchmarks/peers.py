@@ -32,6 +32,8 @@ from .harness import Sizes, Workspace, environment
 from .peer import Peer, measure, payload
 from .rows import DOMAINS, episode, episodes
 from .server_peers import measure_server_peers
+from .vector_beside import measure_vector_peers
+from .vector_peers import VECTOR_PACKAGES
 
 _SPACE = ("bench",)
 _PACKAGES = ("langgraph-checkpoint-sqlite", "langgraph-checkpoint-postgres", "openai-agents", "google-adk")
@@ -161,7 +163,8 @@ async def measure_peers(sizes: Sizes) -> dict[str, Any]:
     return {
         "name": "peers",
         "peers": rows,
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "vectors": await measure_vector_peers(sizes),
+        "versions": {name: importlib.metadata.version(name) for name in (*_PACKAGES, *VECTOR_PACKAGES)},
         "environment": environment(),
     }
 

@@ -26,7 +26,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 def _rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     if results and "peer" in results[0]:
-        return _peer_rows(results)
+        return _vector_peer_rows(results) if "rows" in results[0] else _peer_rows(results)
     return _quality_rows(results) if results and "set" in results[0] else _budget_rows(results)
 
 
@@ -69,6 +69,20 @@ def _peer_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def _vector_peer_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    rows = [["peer", "operation", "of", "its time", "its recall", "ours", "our recall", "this store is"]]
+    for found in results:
+        sides = [_time_and_recall(found, side) for side in ("peer", "ours")]
+        faster = f"{_number(found['ratio'])}x as fast"
+        rows.append([found["peer"], found["operation"], f"{found['rows']:,}", *sides[0], *sides[1], faster])
+    return rows
+
+
+def _time_and_recall(found: dict[str, Any], side: str) -> list[str]:
+    recall = found.get(f"{side}_recall")
+    return [f"{_number(found[f'{side}_us'])} µs", "" if recall is None else f"{recall:.3f}"]
+
+
 def _quality_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     rows = [["set", "found by", "model", "Recall@10", "nDCG@10", "budget", "verdict"]]
     for found in results:
@@ -100,9 +114,8 @@ def write_peers(found: dict[str, Any]) -> None:
     """Put the peers' figures and their plot into the page, beside whatever else it holds."""
     _plot("benchmarks-peers.svg", lambda axes: _draw_peers(axes, found["peers"]))
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    _replace(
-        "peers", "\n".join([_markdown(_peer_rows(found["peers"])), "", _machine(found["environment"]), "", versions])
-    )
+    tables = [_markdown(_peer_rows(found["peers"])), "", _markdown(_vector_peer_rows(found["vectors"]))]
+    _replace("peers", "\n".join([*tables, "", _machine(found["environment"]), "", versions]))
 
 
 def _replace(section: str, body: str, page: Path | None = None) -> None:

@@ -178,10 +178,15 @@ async def test_both_plots_and_both_tables_are_written(tmp_path: Path, monkeypatc
         "verdict": "missed",
     }
 
+    vectors = {**peer, "operation": "top 10", "rows": 100_000, "peer_recall": 0.5, "ours_recall": 1.0}
+
     report.write_budget(results)
-    report.write_peers({"peers": [peer], "versions": {"p": "1"}, "environment": results[0]["environment"]})
+    report.write_peers(
+        {"peers": [peer], "vectors": [vectors], "versions": {"p": "1"}, "environment": results[0]["environment"]}
+    )
 
     text = report.PAGE.read_text("utf-8")
     assert all(f"| {benchmark.title} | {benchmark.against} |" in text for benchmark in BENCHMARKS.values())
     assert "| P | read | 9 µs | 3 µs | 3x as fast | ≥ 100x | missed |" in text
+    assert "| P | top 10 | 100,000 | 9 µs | 0.500 | 3 µs | 1.000 | 3x as fast |" in text
     assert {path.name for path in (tmp_path / "images").iterdir()} == {"benchmarks.svg", "benchmarks-peers.svg"}

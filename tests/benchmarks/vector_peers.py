@@ -261,4 +261,4 @@ VECTOR_PEERS: dict[str, Opened] = {
     "LanceDB": _lancedb,
     "sqlite-vec": _sqlite_vec,
 }
-VECTOR_PACKAGES = ("usearch", "hnswlib", "chromadb", "qdrant-edge-py", "lancedb", "apsw", "sqlite-vec")
+VECTOR_PACKAGES = ("usearch", "hnswlib", "chromadb", "qdrant-edge-py", "lancedb", "apsw", "sqlite-vec", "pgvector")
