@@ -29,7 +29,7 @@ from memory_store.errors import ConfigurationError, PositionLostError
 from memory_store.feed import LoggedChange, follow, follow_shards
 from memory_store.namespace import Namespace
 from memory_store.recall.models import Models, Reranker
-from memory_store.recall.spaces import VectorSpaces
+from memory_store.recall.vectors import VectorSpaces
 from memory_store.records import RECORDS
 from memory_store.statistics import METRICS, StoreStats, collect
 from memory_store.telemetry import Telemetry

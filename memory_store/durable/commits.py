@@ -17,6 +17,7 @@ from memory_store.durable.log import Commit, CommitToken, Run, read_run
 from memory_store.durable.operations import Context, IndexWork
 from memory_store.durable.schema import require_current
 from memory_store.durable.statements import head_claim, head_release, head_update, log_insert
+from memory_store.durable.vectors import has_vectors
 from memory_store.errors import CommitUnknownError, DurableUnavailableError
 
 __all__ = ["LogWriter", "Opened", "rollback", "unknown_commit"]
@@ -39,6 +40,7 @@ class LogWriter:
 
     def __init__(self, actor: str, epoch: int) -> None:
         self.actor, self._epoch = actor, epoch
+        self._with_vectors: bool | None = None
 
     def begin(self, connection: Connection, known: HeadState) -> Opened:
         """Begin a write transaction and claim the log; return what it leads on from.
@@ -53,7 +55,7 @@ class LogWriter:
             head = HeadState(*row)
             if head.epoch != self._epoch:
                 require_current(connection)
-                self._epoch = head.epoch
+                self._epoch, self._with_vectors = head.epoch, None
             return Opened(head, None if head == known else read_run(connection, known, head))
         except Exception:
             rollback(connection)
@@ -72,7 +74,7 @@ class LogWriter:
         changes, head = context.changes, opened.head
         if not changes:
             if context.text.is_due:
-                _commit_index(connection, context.text)
+                self._commit_index(connection, context.text)
             rollback(connection)
             return Commit(before=opened.before, indexed=len(context.text.documents))
         nonce = new_nonce()
@@ -80,24 +82,30 @@ class LogWriter:
             [(position,)] = connection.execute(head_update(), (nonce, head.shard)).fetchall()
             rows = _log_rows(changes, head._replace(position=position, nonce=nonce), self.actor, context.now_us)
             connection.executemany(log_insert(), rows)
-            write_behind(connection, context.text)
-            complete = record_documents(connection, changes, head.shard, position)
+            with_vectors = self._keeps_vectors(connection)
+            write_behind(connection, context.text, with_vectors=with_vectors)
+            complete = record_documents(connection, changes, head.shard, position, with_vectors=with_vectors)
             commit(connection, CommitToken(head.store_id, position, nonce, head.shard))
         except BaseException:
             rollback(connection)
             raise
         return Commit(position, nonce, changes, head, opened.before, len(context.text.documents), not complete)
 
+    def _commit_index(self, connection: Connection, work: IndexWork) -> None:
+        """Commit what the index was behind with: no change of a record, and nothing that anybody follows."""
+        try:
+            write_behind(connection, work, with_vectors=self._keeps_vectors(connection))
+            connection.execute(head_release())
+            connection.execute("COMMIT")
+        except BaseException:
+            rollback(connection)
+            raise
 
-def _commit_index(connection: Connection, work: IndexWork) -> None:
-    """Commit what the index was behind with: no change of a record, and nothing that anybody follows."""
-    try:
-        write_behind(connection, work)
-        connection.execute(head_release())
-        connection.execute("COMMIT")
-    except BaseException:
-        rollback(connection)
-        raise
+    def _keeps_vectors(self, connection: Connection) -> bool:
+        """Return whether the database keeps vectors: asked once in an epoch, for who changes it begins another one."""
+        if self._with_vectors is None:
+            self._with_vectors = has_vectors(connection)
+        return self._with_vectors
 
 
 def _log_rows(changes: list[Change], head: HeadState, actor: str, at: int) -> Iterator[tuple[Any, ...]]:

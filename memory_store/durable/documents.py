@@ -23,7 +23,8 @@ from sqlalchemy import BigInteger, Column, Identity, Index, Integer, PrimaryKeyC
 
 from memory_store.durable.changes import Change, shard_of
 from memory_store.durable.connection import Connection
-from memory_store.durable.text_index import Document, Gone, text_index
+from memory_store.durable.text_index import Document, Gone, Vector, text_index
+from memory_store.durable.vectors import VECTORS, has_vectors
 from memory_store.records import RECORDS
 from memory_store.records.columns import METADATA, ShortText, Terms
 from memory_store.text.documents import SEARCHED, document_terms
@@ -116,7 +117,8 @@ def make_document(kind: str, namespace: str, row: Sequence[Any]) -> Document:
     parent = None if spec.parent_index is None else row[spec.parent_index]
     place = _place(row) if kind == "episode" else None
     corpus = corpus_of(namespace, kind)
-    return Document(namespace, kind, row[0], parent, place, row[2], row[1], len(terms), corpus, terms)
+    vector = _vector(row) if kind == "embedding" else None
+    return Document(namespace, kind, row[0], parent, place, row[2], row[1], len(terms), corpus, terms, vector)
 
 
 def _place(row: Sequence[Any]) -> str:
@@ -124,8 +126,22 @@ def _place(row: Sequence[Any]) -> str:
     return f"{row[episode.index('domain')]}{PLACE_SEPARATOR}{row[episode.index('task_type')]}"
 
 
-def record_documents(connection: Connection, changes: Sequence[Change], shard: int, position: int) -> bool:
+def _vector(row: Sequence[Any]) -> Vector:
+    spec = RECORDS["embedding"]
+    return Vector(row[spec.index("model_name")], row[spec.index("vector_dim")], row[spec.index("embedding")])
+
+
+def record_documents(
+    connection: Connection, changes: Sequence[Change], shard: int, position: int, *, with_vectors: bool = False
+) -> bool:
     """Bring the index up to the changes of a commit, in its transaction, or note that this is still to be done.
+
+    Args:
+        connection: in the transaction.
+        changes: of the commit.
+        shard: whose log they are in.
+        position: of the commit.
+        with_vectors: whether the database keeps vectors.
 
     Returns:
         Whether it was brought up to them.
@@ -146,17 +162,17 @@ def record_documents(connection: Connection, changes: Sequence[Change], shard: i
             gone.append(Gone(change.namespace, change.kind, change.key, change.parent))
             for key in [key for key, document in documents.items() if gone[-1].covers(document)]:
                 del documents[key]
-    text_index(connection).write(list(documents.values()), gone)
+    text_index(connection, with_vectors=with_vectors).write(list(documents.values()), gone)
     return True
 
 
-def write_behind(connection: Connection, work: IndexWork) -> None:
+def write_behind(connection: Connection, work: IndexWork, *, with_vectors: bool = False) -> None:
     """Bring in what the index was behind with."""
     if work.is_anew:
         text_index(connection).clear()
     if work.documents or work.gone:
         documents = {document[:3]: document for document in work.documents}
-        text_index(connection).write(list(documents.values()), work.gone)
+        text_index(connection, with_vectors=with_vectors).write(list(documents.values()), work.gone)
 
 
 def leave_behind(connection: Connection, shard: int, position: int, namespaces: Iterable[str]) -> None:
@@ -179,6 +195,8 @@ def forget_documents(connection: Connection, shards: int) -> None:
     """Empty the index, whatever state it is in, and note that all is to be indexed again."""
     text_index(connection).clear()
     connection.execute("DELETE FROM documents")
+    if has_vectors(connection):
+        connection.execute(f"DELETE FROM {VECTORS.name}")  # noqa: S608 - our own name
     leave_all_behind(connection, shards)
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Generator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from typing import Any, TypeVar
 
 from memory_store.durable.changes import shard_of
 from memory_store.durable.connection import Connection
 from memory_store.durable.documents import WHOLE_NAMESPACE, make_document
+from memory_store.durable.lane import Lane
 from memory_store.durable.lookup import Ask, Work, find_existing
 from memory_store.durable.operations import Context
 from memory_store.durable.text_index import Gone
@@ -26,10 +27,14 @@ from memory_store.text.documents import SEARCHED
 
 __all__ = ["IndexBehind", "Indexer", "LeaveBehind", "is_behind"]
 
+T = TypeVar("T")
 _Asking = Generator[Ask, list[tuple[Any, ...]], Any]
 
 PIECE = 64
 """Records brought in by one transaction: about 5 ms, for which other writes wait."""
+
+_MOST_PIECES = 40
+"""Pieces that a search brings in before it answers without the rest."""
 
 _PAUSE_S = 0.05
 """After a bulk load's commit: the next one is likely to follow, and both would have to wait for the other."""
@@ -196,6 +201,29 @@ class Indexer:
         """
         written = await self._submit(IndexBehind(self._shard, namespace))
         return None if written.result is None else int(written.result)
+
+    async def read(self, lane: Lane, namespace: str, find: Callable[[Connection, bool], T | None]) -> tuple[T, bool]:
+        """Return what a search finds, and whether all that is stored was looked at.
+
+        What was left behind is brought in first, unless it is so much that the search does without the rest.
+
+        Args:
+            lane: where it reads.
+            namespace: of the search.
+            find: `find(connection, anyway)` returns None where something is still to be indexed, unless `anyway`.
+
+        Raises:
+            DurableError: the database cannot be read, or what was left behind cannot be written.
+        """
+        for _ in range(_MOST_PIECES):
+            found = await lane.run(lambda connection: find(connection, False))
+            if found is not None:
+                return found, True
+            await self.bring_in(namespace)
+        found = await lane.run(lambda connection: find(connection, True))
+        assert found is not None
+        self.begin()
+        return found, False
 
     async def renew(self) -> AsyncIterator[int]:
         """Index every record of the shard again, and yield how many have been.

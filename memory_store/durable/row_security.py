@@ -16,19 +16,19 @@ from __future__ import annotations
 from memory_store.durable.changes import CHANGES, HEAD, IDEMPOTENCY
 from memory_store.durable.documents import BACKLOG, DOCUMENTS
 from memory_store.durable.partitions import RECORD_TABLES, Execute
+from memory_store.durable.vectors import VECTORS
 from memory_store.errors import ConfigurationError
 
-__all__ = ["OWNED", "secure"]
+__all__ = ["secure"]
 
-OWNED = (*RECORD_TABLES, IDEMPOTENCY.name, DOCUMENTS.name, BACKLOG.name)
-"""The tables whose rows each belong to a namespace."""
+_OWNED = (*RECORD_TABLES, IDEMPOTENCY.name, DOCUMENTS.name, BACKLOG.name)
+"""The tables whose rows each belong to a namespace, in every database."""
 
 _OURS = "namespace = nullif(current_setting('memory_store.namespace', true), '')"
 # What concerns the database as a whole has no namespace; everyone must see it.
 _OURS_IN_LOG = f"{_OURS} OR kind = 'store'"
 
-_POLICIES = [
-    *((table, "ALL", f"USING ({_OURS}) WITH CHECK ({_OURS})") for table in OWNED),
+_POLICIES_OF_LOG = [
     (CHANGES.name, "SELECT", f"USING ({_OURS_IN_LOG})"),
     (CHANGES.name, "INSERT", f"WITH CHECK ({_OURS} AND kind <> 'store')"),
 ]
@@ -56,7 +56,6 @@ $$""",
 }
 
 _GRANTS = [
-    *(f"SELECT, INSERT, UPDATE, DELETE ON {table}" for table in OWNED),
     f"SELECT, INSERT ON {CHANGES.name}",
     # Every writer counts on; which database it is, and which life of it, is not theirs to change.
     f"SELECT, UPDATE (position, nonce, writing) ON {HEAD.name}",
@@ -94,27 +93,34 @@ def secure(execute: Execute, role: str) -> None:
     ):
         if applies_not:
             raise ConfigurationError(f"the role {role!r} {why}: row-level security does not apply to it")
-    _put_policies(execute)
+    owned = _owned(execute)
+    _put_policies(execute, owned)
     quoted = '"' + role.replace('"', '""') + '"'
-    for grant in _GRANTS:
+    for grant in (*(f"SELECT, INSERT, UPDATE, DELETE ON {table}" for table in owned), *_GRANTS):
         execute(f"GRANT {grant} TO {quoted}")
     [(schema,)] = execute("SELECT quote_ident(current_schema())").fetchall()
     execute(f"GRANT USAGE ON SCHEMA {schema} TO {quoted}")
 
 
-def _put_policies(execute: Execute) -> None:
+def _owned(execute: Execute) -> tuple[str, ...]:
+    [(with_vectors,)] = execute(f"SELECT to_regclass('{VECTORS.name}') IS NOT NULL").fetchall()
+    return (*_OWNED, VECTORS.name) if with_vectors else _OWNED
+
+
+def _put_policies(execute: Execute, owned: tuple[str, ...]) -> None:
     secured = {
         table
         for (table,) in execute(
             "SELECT relname::text FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relrowsecurity"
         ).fetchall()
     }
-    tables = [*OWNED, CHANGES.name]
+    tables = [*owned, CHANGES.name]
     if secured.issuperset(tables):
         return
     # The head before the others, as every writer and reader does, or one of them and this would wait for each other.
     execute(f"LOCK TABLE {HEAD.name}, {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
-    for table, command, rule in _POLICIES:
+    of_owned = [(table, "ALL", f"USING ({_OURS}) WITH CHECK ({_OURS})") for table in owned]
+    for table, command, rule in (*of_owned, *_POLICIES_OF_LOG):
         name = f"memory_store_{command.lower()}"
         execute(f"DROP POLICY IF EXISTS {name} ON {table}")
         execute(f"CREATE POLICY {name} ON {table} FOR {command} {rule}")

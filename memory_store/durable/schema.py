@@ -21,6 +21,7 @@ from memory_store.durable.dialects.sqlite import copy_database
 from memory_store.durable.documents import BACKLOG, DOCUMENTS
 from memory_store.durable.engine import ServerTarget, Target
 from memory_store.durable.lock import FileLock
+from memory_store.durable.vectors import VECTORS, make_vectors
 from memory_store.errors import DurableUnavailableError, SchemaMismatchError
 from memory_store.records import METADATA, RECORDS
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HEAD_REVISION",
     "METADATA",
+    "SERVER_TABLES",
     "UNFINISHED_COPY",
     "Revision",
     "check",
@@ -40,13 +42,15 @@ __all__ = [
     "upgrade",
 ]
 
-HEAD_REVISION = "0003"
+HEAD_REVISION = "0004"
 """Revision this library reads and writes. A constant, because asking Alembic costs 100 ms on every start; a test holds
 it to the newest file under `migrations/versions`."""
 
 # All tables are known to Alembic once this is imported.
 assert {HEAD, CHANGES, IDEMPOTENCY, DOCUMENTS, BACKLOG} <= set(METADATA.tables.values())
 
+SERVER_TABLES = (*METADATA.sorted_tables, VECTORS)
+"""The tables of a database on a server; that of vectors may be missing."""
 
 UNFINISHED_COPY = "unfinished-copy"
 """Stands for the revision of a database that `memory-store copy` has not filled yet: nothing opens it."""
@@ -183,7 +187,7 @@ def upgrade(
         SchemaMismatchError: the database is newer than this library, or not a memory store; nothing was touched.
     """
     if isinstance(target, ServerTarget):
-        return _upgrade_server(target, heads)
+        return _upgrade_server(target, timeout_s, heads)
     target.require_folder()
     lock = FileLock(lock_path(target.path), timeout_s)
     try:
@@ -207,10 +211,13 @@ def upgrade(
         lock.close()
 
 
-def _upgrade_server(target: ServerTarget, heads: int) -> tuple[str | None, str]:
+def _upgrade_server(target: ServerTarget, timeout_s: float, heads: int) -> tuple[str | None, str]:
     """Upgrade a database on a server: it keeps other upgrades waiting, and its backups are the server's."""
     found = current_revision(target)
     if found == HEAD_REVISION:
+        from memory_store.durable.visiting import visit
+
+        asyncio.run(visit(target, timeout_s, make_vectors))  # pgvector may have come since
         return found, found
     if found is not None and found not in {item.revision for item in history(found)}:
         check(found, target)

@@ -26,7 +26,7 @@ class ServerUse(NamedTuple):
 
 def table_names() -> str:
     """Return the names of the store's tables, as a list in SQL."""
-    return ", ".join(f"'{table.name}'" for table in schema.METADATA.sorted_tables)
+    return ", ".join(f"'{table.name}'" for table in schema.SERVER_TABLES)
 
 
 def read_sizes(connection: Connection) -> dict[str, int]:

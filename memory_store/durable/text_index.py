@@ -11,11 +11,19 @@ from typing import Any, NamedTuple, Protocol
 from memory_store.durable.connection import Connection
 from memory_store.durable.query import Query
 
-__all__ = ["Condition", "Document", "Gone", "Posting", "TextIndex", "meeting_query", "text_index"]
+__all__ = ["Condition", "Document", "Gone", "Posting", "TextIndex", "Vector", "meeting_query", "text_index"]
+
+
+class Vector(NamedTuple):
+    """The vector of an embedding, as it is stored: whose it is, how many numbers, and those as float32."""
+
+    model_name: str
+    vector_dim: int
+    numbers: bytes
 
 
 class Document(NamedTuple):
-    """What the index keeps of a record."""
+    """What the index keeps of a record; of its vector, what a server keeps (see `durable/vectors.py`)."""
 
     namespace: str
     kind: str
@@ -27,6 +35,7 @@ class Document(NamedTuple):
     length: int
     corpus: str
     terms: list[str]
+    vector: Vector | None = None
 
 
 class Gone(NamedTuple):
@@ -129,12 +138,17 @@ def meeting_query(condition: Condition, limit: int) -> Query:
     return Query(sql, [namespace, kind, *parameters])
 
 
-def text_index(connection: Connection) -> TextIndex:
-    """Return the documents of the database behind a connection."""
+def text_index(connection: Connection, *, with_vectors: bool = False) -> TextIndex:
+    """Return the documents of the database behind a connection.
+
+    Args:
+        connection: to it.
+        with_vectors: whether it keeps vectors as well.
+    """
     if hasattr(connection, "dialect"):
         from memory_store.durable.dialects.postgresql_text import ServerTextIndex
 
-        return ServerTextIndex(connection)
+        return ServerTextIndex(connection, with_vectors=with_vectors)
     from memory_store.durable.dialects.sqlite_text import FileTextIndex
 
     return FileTextIndex(connection)

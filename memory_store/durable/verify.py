@@ -65,7 +65,7 @@ def require_whole_view(connection: Connection) -> None:
     Raises:
         ConfigurationError: the role sees one namespace only.
     """
-    tables = ", ".join(f"'{table.name}'" for table in schema.METADATA.sorted_tables)
+    tables = ", ".join(f"'{table.name}'" for table in schema.SERVER_TABLES)
     asked = "SELECT current_user::text FROM pg_class WHERE relnamespace = current_schema()::regnamespace "
     hidden = connection.execute(f"{asked} AND relname IN ({tables}) AND row_security_active(oid)").fetchall()
     if hidden:

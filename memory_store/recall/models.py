@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from memory_store.access import TieredAccess
 from memory_store.durable.connection import Connection
+from memory_store.durable.text_index import Condition
 from memory_store.errors import ConfigurationError
-from memory_store.recall.spaces import VectorSpaces, load_arrays
+from memory_store.recall.spaces import load_arrays
+from memory_store.recall.vectors import VectorSpaces
 from memory_store.search.asked import Asked
 from memory_store.search.fusion import DEFAULT_WEIGHT
 from memory_store.search.results import Hit
@@ -69,21 +71,23 @@ class Models:
         return next((self._weights[name] for name in names if name in self._weights), DEFAULT_WEIGHT)
 
     async def nearest(
-        self, access: TieredAccess, asked: Asked, limit: int, among: Collection[str] | None
-    ) -> list[tuple[str, str, float]]:
-        """Return (id, episode id, similarity) of the nearest vectors, of all models, best first.
+        self, access: TieredAccess, asked: Asked, limit: int, condition: Condition
+    ) -> tuple[list[tuple[str, str, float]], bool]:
+        """Return (id, episode id, similarity) of the nearest vectors, of all models, best first; and whether of all.
 
         Where there are several models, each record has the vector of one of them, and similarities of different models
         do not compare: the best of each come first, then the second best, and so on.
         """
-        found = [
-            await self.spaces.nearest(access, model, vector, limit, among)
-            for model, vector in (await self._vectors(asked)).items()
-        ]
+        found: list[list[tuple[str, str, float]]] = []
+        complete = True
+        for model, vector in (await self._vectors(asked)).items():
+            ranked, looked_at_all = await self.spaces.nearest(access, model, vector, limit, condition)
+            found.append(ranked)
+            complete = complete and looked_at_all
         if len(found) == 1:
-            return found[0]
+            return found[0], complete
         merged = [(rank, one) for ranked in found for rank, one in enumerate(ranked)]
-        return [one for _, one in sorted(merged, key=lambda item: (item[0], item[1][0]))[:limit]]
+        return [one for _, one in sorted(merged, key=lambda item: (item[0], item[1][0]))[:limit]], complete
 
     async def vectors_of(self, access: TieredAccess, asked: Asked, hits: Sequence[Hit]) -> list[NDArray[Any] | None]:
         """Return the hits' vectors at length 1, None for one that has none; an episode has that of one of its own."""
@@ -94,10 +98,8 @@ class Models:
         of_episode = await access.durable.scan.run(lambda connection: _first_of(connection, access.namespace, episodes))
         keys = [hit.id if hit.kind == "embedding" else of_episode.get(hit.id, "") for hit in hits]
         for model, vector in (await self._vectors(asked)).items():
-            index = await self.spaces.space(access, model, len(vector)).current()
-            there = [place for place, key in enumerate(keys) if key in index]
-            for place, own in zip(there, index.vectors_of([keys[place] for place in there]), strict=True):
-                found[place] = own
+            there = await self.spaces.vectors_of(access, model, len(vector), keys)
+            found = [there.get(key, known) for key, known in zip(keys, found, strict=True)]
         return found
 
     async def _vectors(self, asked: Asked) -> dict[str, NDArray[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from cachetools import LRUCache
@@ -35,8 +36,6 @@ _ANSWERS_BYTES = 16 << 20
 _DEPTH = 100
 # Hits that a reranker, or diversity, chooses among, at least.
 _POOL = 50
-# Pieces of what was left behind that a search brings in before it answers without the rest: about 5 ms each.
-_MOST_PIECES = 40
 # Part of a corpus that may change before it is counted again.
 _STALE_SHARE = 0.05
 
@@ -158,22 +157,21 @@ class Search:
             found, complete = await self._by_text(asked, depth)
             return found, None, complete
         if asked.mode == "vector":
-            return None, await self._by_vector(asked, depth), True
+            found, complete = await self._by_vector(asked, depth)
+            return None, found, complete
         text, vector = await asyncio.gather(self._by_text(asked, depth), self._by_vector(asked, depth))
-        return text[0], vector, text[1]
+        return text[0], vector[0], text[1] and vector[1]
 
-    async def _by_vector(self, asked: Asked, depth: int) -> dict[Found, float]:
-        """Return the similarities of the nearest embeddings, or of the episodes they belong to."""
-        condition, among = asked.of_vectors, None
-        if condition is None:
-            return {}
-        if condition.ids is not None:
-            among = await self._access.durable.scan.run(lambda connection: meeting(connection, condition))
+    async def _by_vector(self, asked: Asked, depth: int) -> tuple[dict[Found, float], bool]:
+        """Return the similarities of the nearest embeddings, or of the episodes they belong to, as `_by_text`."""
+        if asked.of_vectors is None:
+            return {}, True
         found: dict[Found, float] = {}
-        for id_, parent, score in await self._models.nearest(self._access, asked, depth, among):
+        nearest, complete = await self._models.nearest(self._access, asked, depth, asked.of_vectors)
+        for id_, parent, score in nearest:
             key = ("embedding", id_) if "embedding" in asked.conditions else ("episode", parent)
             found.setdefault(key, score)  # an episode is as near as the nearest of its vectors
-        return found
+        return found, complete
 
     async def _page(
         self,
@@ -215,18 +213,11 @@ class Search:
 
     async def _by_text(self, asked: Asked, depth: int) -> tuple[dict[Found, float], bool]:
         """Return the scores of the best by text, and whether all that is stored was looked at."""
-        run, indexer = self._access.durable.scan.run, self._access.shard.indexer
-        for _ in range(_MOST_PIECES):
-            found = await run(lambda connection: self._rank(connection, asked, depth, anyway=False))
-            if found is not None:
-                return found, True
-            await indexer.bring_in(self._access.namespace)
-        found = await run(lambda connection: self._rank(connection, asked, depth, anyway=True))
-        assert found is not None
-        indexer.begin()
-        return found, False
+        access = self._access
+        rank = partial(self._rank, asked=asked, depth=depth)
+        return await access.shard.indexer.read(access.durable.scan, access.namespace, rank)
 
-    def _rank(self, connection: Connection, asked: Asked, depth: int, *, anyway: bool) -> dict[Found, float] | None:
+    def _rank(self, connection: Connection, anyway: bool, *, asked: Asked, depth: int) -> dict[Found, float] | None:
         """Return the scores; None where something is still to be indexed, unless that shall not matter."""
         found: dict[Found, float] = {}
         namespace = self._access.namespace

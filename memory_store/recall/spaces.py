@@ -1,4 +1,4 @@
-"""Vector spaces: an index of each namespace and model, kept true by following the change log.
+"""A vector space in the process: the index of a namespace and model, kept true by following the change log.
 
 A space is made when it is first searched: from its saved index where there is one, else from the records. It knows the
 commit it stands at. Before it answers it is brought up to the newest one the process knows of, by reading again
@@ -9,14 +9,13 @@ was trimmed, a backup was restored) it starts again from the records.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib
 import sys
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgpack
 
@@ -27,15 +26,13 @@ from memory_store.durable.changes import HeadState
 from memory_store.durable.connection import Connection
 from memory_store.durable.log import NOTHING, STORE, nonce_at, one_state, read_head
 from memory_store.embedders.base import require_extra
-from memory_store.errors import CacheError, DimensionMismatchError
+from memory_store.errors import CacheError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from memory_store.search.vectors.index import VectorIndex
     from memory_store.search.vectors.snapshot import Built
 
-__all__ = ["VectorSpace", "VectorSpaces", "load_arrays"]
+__all__ = ["VectorSpace", "load_arrays"]
 
 _KIND = "embedding"
 _PAGE = 1000
@@ -257,62 +254,3 @@ class VectorSpace:
     def stop(self) -> None:
         """Build no more."""
         self._stop.set()
-
-
-class VectorSpaces:
-    """The vector spaces of an open store.
-
-    Args:
-        folder: where their indexes are saved, None for nowhere.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._spaces: dict[tuple[str, str, int], VectorSpace] = {}
-
-    def space(self, access: TieredAccess, model: str, dimensions: int) -> VectorSpace:
-        """Return the space of a model's vectors in a namespace."""
-        name = access.namespace, model, dimensions
-        space = self._spaces.get(name)
-        if space is None:
-            folder = None if self._folder is None else self._folder / _folder_name(*name)
-            space = self._spaces[name] = VectorSpace(access, model, dimensions, folder)
-        return space
-
-    async def nearest(
-        self, access: TieredAccess, model: str, vector: NDArray[Any], limit: int, among: Collection[str] | None
-    ) -> list[tuple[str, str, float]]:
-        """Return (id, episode id, cosine similarity) of the nearest vectors of a model, best first.
-
-        Raises:
-            DimensionMismatchError: the model's vectors have another size.
-        """
-        index = await self.space(access, model, len(vector)).current()
-        if not len(index):
-            await self._check_size(access, model, len(vector))
-        return [(key, index.parent_of(key), score) for key, score in index.search(vector, limit, among=among)]
-
-    async def _check_size(self, access: TieredAccess, model: str, size: int) -> None:
-        asked = "SELECT vector_dim FROM embeddings WHERE namespace = ? AND model_name = ? LIMIT 1"
-        found = await access.durable.scan.run(lambda c: c.execute(asked, (access.namespace, model)).fetchall())
-        if found and found[0][0] != size:
-            raise DimensionMismatchError(
-                f"the query has {size:,} numbers, the vectors of {model!r:.80} have {found[0][0]:,}",
-                expected=int(found[0][0]),
-                actual=size,
-            )
-
-    async def close(self) -> None:
-        """Stop building, and save what is worth it; what cannot be saved is made again from the records."""
-        for space in self._spaces.values():
-            space.stop()
-        for space in self._spaces.values():
-            try:
-                await space.save()
-            except (CacheError, OSError):
-                continue
-        self._spaces.clear()
-
-
-def _folder_name(namespace: str, model: str, dimensions: int) -> str:
-    return hashlib.blake2b(f"{namespace}\0{model}\0{dimensions}".encode(), digest_size=16).hexdigest()

@@ -41,6 +41,7 @@ async def secured(request: pytest.FixtureRequest, database: Database, role: str)
                 "INSERT INTO idempotency VALUES ($1, 'key', 'episode', '\\x00', 'e', '\\x00', 2)", namespace
             )
             await connection.execute(DOCUMENT, namespace)
+            await connection.execute("INSERT INTO vectors VALUES ($1, 'x', 'e', 'm', 1, '[1]')", namespace)
     await database.run(secure, role)
     if request.param == "partitioned":
         await database.run(partition, 4)
@@ -57,7 +58,7 @@ DOCUMENT = (
     "INSERT INTO documents (namespace, kind, id, at, revision, length, corpus, terms) "
     "VALUES ($1, 'episode', 'e', 1, 1, 1, 'c', 'cterm:1')"
 )
-TABLES = [*RECORD_TABLES, "idempotency", "documents", "backlog"]
+TABLES = [*RECORD_TABLES, "idempotency", "documents", "backlog", "vectors"]
 
 
 async def test_it_sees_its_own_rows_only(secured: Database, role: str) -> None:

@@ -32,7 +32,7 @@ from memory_store.errors import (
     StorageFullError,
 )
 
-__all__ = ["Connection", "connect", "translate"]
+__all__ = ["Connection", "connect", "escaped", "translate"]
 
 T = TypeVar("T")
 
@@ -242,11 +242,12 @@ _NUL, _ESCAPE = "\0", "\x1a"
 def _texts(values: Sequence[Any]) -> Sequence[Any]:
     for value in values:
         if type(value) is str and (_NUL in value or _ESCAPE in value):
-            return [_escaped(value) if type(value) is str else value for value in values]
+            return [escaped(value) if type(value) is str else value for value in values]
     return values
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Return text as it stands in the database; what goes as a parameter is made so by `execute`."""
     return text.replace(_ESCAPE, _ESCAPE + "1").replace(_NUL, _ESCAPE + "0")
 
 

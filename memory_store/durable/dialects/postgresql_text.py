@@ -16,6 +16,7 @@ from math import pi
 from typing import Any
 
 from memory_store.durable.connection import Connection
+from memory_store.durable.dialects.postgresql_vectors import drop_vectors, put_vectors
 from memory_store.durable.text_index import Condition, Document, Gone, Posting, meeting_query
 from memory_store.text.queries import Expression
 
@@ -27,8 +28,8 @@ _WRITE = (
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, CAST(CAST(? AS text) AS tsvector)) "
     "ON CONFLICT (namespace, kind, id) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[3:])
 )
-_DROP = "DELETE FROM documents WHERE namespace = ? AND kind = ? AND id = ?"
-_DROP_OF_PARENT = "DELETE FROM documents WHERE namespace = ? AND kind = ? AND parent = ?"
+_DROP = "DELETE FROM documents WHERE namespace = ? AND kind = ? AND id = ? RETURNING id"
+_DROP_OF_PARENT = "DELETE FROM documents WHERE namespace = ? AND kind = ? AND parent = ? RETURNING id"
 _EQUAL = "CAST('{1,1,1,1}' AS real[])"
 
 # Beyond this a count is an estimate: it only says that a term has more postings than a search reads.
@@ -43,16 +44,20 @@ _TOLERANCE = 1e-6
 class ServerTextIndex:
     """See `TextIndex`."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, *, with_vectors: bool) -> None:
+        self._connection, self._with_vectors = connection, with_vectors
 
     def write(self, documents: Sequence[Document], gone: Sequence[Gone]) -> None:
         """Delete, then insert or replace."""
         for namespace, kind, id_, parent in gone:
             drop, key = (_DROP_OF_PARENT, parent) if id_ is None else (_DROP, id_)
-            self._connection.execute(drop, (namespace, kind, key))
+            dropped = [id_ for (id_,) in self._connection.execute(drop, (namespace, kind, key))]
+            if self._with_vectors and kind == "embedding":
+                drop_vectors(self._connection, namespace, dropped)
         if documents:
-            self._connection.executemany(_WRITE, [(*one[:-1], vector_text(one)) for one in documents])
+            self._connection.executemany(_WRITE, [(*one[:9], terms_text(one)) for one in documents])
+            if self._with_vectors:
+                put_vectors(self._connection, documents)
 
     def clear(self) -> None:
         """Nothing: a document and its index are one row, which is replaced or deleted."""
@@ -128,11 +133,11 @@ class ServerTextIndex:
 
 def arrays_of(documents: Sequence[Document]) -> list[list[Any]]:
     """Return the columns of documents without a parent, in the order of `postgresql_inserts`."""
-    rows = [(*one[:3], *one[4:-1], vector_text(one)) for one in documents]
-    return [[row[index] for row in rows] for index in range(len(Document._fields) - 1)]
+    rows = [(*one[:3], *one[4:9], terms_text(one)) for one in documents]
+    return [[row[index] for row in rows] for index in range(9)]
 
 
-def vector_text(document: Document) -> str:
+def terms_text(document: Document) -> str:
     """Return a document's terms as the text of a tsvector, each with its places."""
     corpus = document.corpus
     places: dict[str, list[str]] = {}

@@ -44,7 +44,7 @@ class FileTextIndex:
             many("DELETE FROM documents WHERE key = ?", [(key,) for key in dropped])
         if documents:
             first = self.newest(documents[0].namespace) + 1
-            rows = [(key, *one[:-1], " ".join(one.terms)) for key, one in enumerate(documents, first)]
+            rows = [(key, *one[:9], " ".join(one.terms)) for key, one in enumerate(documents, first)]
             many(_INSERT, rows)
             named = [(row[0], _named(*row[-2:])) for row in rows]
             many("INSERT INTO documents_text (rowid, terms) VALUES (?, ?)", named)

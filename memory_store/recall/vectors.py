@@ -1,0 +1,105 @@
+"""`VectorSpaces`: the nearest vectors, wherever they are found: by the server, or in the process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memory_store.access import TieredAccess
+from memory_store.durable.conditions import meeting
+from memory_store.durable.text_index import Condition
+from memory_store.errors import CacheError, DimensionMismatchError
+from memory_store.recall.server_spaces import ServerSpaces
+from memory_store.recall.spaces import VectorSpace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["VectorSpaces"]
+
+
+class VectorSpaces:
+    """The vector spaces of an open store: on its server, where that keeps vectors, else in the process.
+
+    Args:
+        folder: where their indexes are saved, None for nowhere.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._spaces: dict[tuple[str, str, int], VectorSpace] = {}
+        self._on_server = ServerSpaces()
+
+    def space(self, access: TieredAccess, model: str, dimensions: int) -> VectorSpace:
+        """Return the space of a model's vectors in a namespace."""
+        name = access.namespace, model, dimensions
+        space = self._spaces.get(name)
+        if space is None:
+            folder = None if self._folder is None else self._folder / _folder_name(*name)
+            space = self._spaces[name] = VectorSpace(access, model, dimensions, folder)
+        return space
+
+    async def nearest(
+        self, access: TieredAccess, model: str, vector: NDArray[Any], limit: int, condition: Condition
+    ) -> tuple[list[tuple[str, str, float]], bool]:
+        """Return the nearest vectors of a model that meet a condition, best first, and whether all were looked at.
+
+        Each as (id, episode id, cosine similarity).
+
+        Raises:
+            DimensionMismatchError: the model's vectors have another size.
+            InvalidRecordError: a number is not finite.
+            DurableError: the database cannot be read.
+        """
+        if await self._on_server.serves(access, len(vector)):
+            found, complete = await self._on_server.nearest(access, model, vector, limit, condition)
+        else:
+            found, complete = await self._nearest_here(access, model, vector, limit, condition), True
+        if not found:
+            await self._check_size(access, model, len(vector))
+        return found, complete
+
+    async def _nearest_here(
+        self, access: TieredAccess, model: str, vector: NDArray[Any], limit: int, condition: Condition
+    ) -> list[tuple[str, str, float]]:
+        index, among = await self.space(access, model, len(vector)).current(), None
+        if condition.ids is not None:
+            among = await access.durable.scan.run(lambda connection: meeting(connection, condition))
+        return [(key, index.parent_of(key), score) for key, score in index.search(vector, limit, among=among)]
+
+    async def vectors_of(
+        self, access: TieredAccess, model: str, dimensions: int, ids: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Return the vectors at length 1 of those of the ids that have one of this model and size."""
+        if await self._on_server.serves(access, dimensions):
+            return await self._on_server.vectors_of(access, model, dimensions, ids)
+        index = await self.space(access, model, dimensions).current()
+        there = [id_ for id_ in ids if id_ in index]
+        return dict(zip(there, index.vectors_of(there), strict=True))
+
+    async def _check_size(self, access: TieredAccess, model: str, size: int) -> None:
+        asked = "SELECT vector_dim FROM embeddings WHERE namespace = ? AND model_name = ? LIMIT 1"
+        found = await access.durable.scan.run(lambda c: c.execute(asked, (access.namespace, model)).fetchall())
+        if found and found[0][0] != size:
+            raise DimensionMismatchError(
+                f"the query has {size:,} numbers, the vectors of {model!r:.80} have {found[0][0]:,}",
+                expected=int(found[0][0]),
+                actual=size,
+            )
+
+    async def close(self) -> None:
+        """Stop building, and save what is worth it; what cannot be saved is made again from the records."""
+        for space in self._spaces.values():
+            space.stop()
+        for space in self._spaces.values():
+            try:
+                await space.save()
+            except (CacheError, OSError):
+                continue
+        self._spaces.clear()
+
+
+def _folder_name(namespace: str, model: str, dimensions: int) -> str:
+    return hashlib.blake2b(f"{namespace}\0{model}\0{dimensions}".encode(), digest_size=16).hexdigest()
