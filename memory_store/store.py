@@ -21,7 +21,7 @@ from memory_store.cache.shelf import Shelf
 from memory_store.cache.watch import HeadWatch
 from memory_store.config import Settings, resolve_settings
 from memory_store.durable.documents import count_searched
-from memory_store.durable.engine import parse_url
+from memory_store.durable.engine import ServerTarget, parse_url
 from memory_store.durable.examine import cache_folder
 from memory_store.durable.log import CommitToken
 from memory_store.durable.tier import Durable, durable_tier
@@ -277,6 +277,9 @@ class MemoryStore(Namespace):
     async def reindex(self, *, on_progress: Callable[[str, int, int], None] | None = None) -> int:
         """Make the full-text index of all namespaces anew from the records, and return how many there are.
 
+        On a server with pgvector the vectors as well, and the graphs of models that have come to 10,000 of them: until
+        then a search compares all, which takes longer.
+
         Never needed for correctness. The store, and others, go on meanwhile; searches are complete again when it has
         ended. Interrupted, it is gone on with by the next search or the next call.
 
@@ -297,6 +300,14 @@ class MemoryStore(Namespace):
                 if on_progress is not None:
                     on_progress("indexing", done, max(total, done))
             before = done
+        if isinstance(self._target, ServerTarget):
+            from memory_store.durable.graphs import build_graphs
+
+            def tell(model: str, count: int) -> None:
+                if on_progress is not None:
+                    on_progress(f"building the graph of {model}", 0, count)
+
+            await build_graphs(self._target, self._settings, tell)
         return before
 
     async def resolve(self, token: str) -> bool:

@@ -5,37 +5,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+from memory_store.config import Settings
 from memory_store.durable.connection import Connection, ServerText
 from memory_store.durable.dialects.postgresql import escaped
 from memory_store.durable.dialects.postgresql_vectors import graph_name
-from memory_store.durable.vectors import has_vectors
+from memory_store.durable.engine import ServerTarget
+from memory_store.durable.vectors import LEAST_VECTORS, has_vectors
+from memory_store.durable.visiting import visit
 
-__all__ = ["LEAST_VECTORS", "build_graphs"]
+__all__ = ["build_graphs"]
 
-LEAST_VECTORS = 10_000
-"""A model with fewer has no graph: to compare so many takes the server 10 ms."""
+OnGraph = Callable[[str, int], None]
 
 # What pgvector's HNSW takes of half floats.
 _MOST_DIMENSIONS = 4000
-# Neighbours looked at when a vector is put in. With pgvector's 64, recall@10 is .992 instead of ...
+# Neighbours weighed when a vector is put in. With pgvector's own 64, the graph of 100,000 mixtures of real sentence
+# vectors is built in 46 s instead of 66, and recall@10 is .992 instead of .997.
 _WIDTH = 100
 # Links and the rest of a node, beside its vector. A graph that does not fit is built several times as slowly.
 _NODE_BYTES = 400
 _MOST_MEMORY_BYTES = 1 << 30
 
 
-def build_graphs(connection: Connection, *, may_set: bool, on_graph: Callable[[str, int], None]) -> int:
-    """Build the graphs that are missing, and return how many. Blocks for a minute or more; writes and searches go on.
+async def build_graphs(target: ServerTarget, settings: Settings, on_graph: OnGraph) -> int:
+    """Build the graphs that are missing, and return how many. Writes and searches go on meanwhile.
+
+    Only the owner of the tables can; for other roles there is nothing to do. It takes a minute for 100,000 vectors.
+    Cancelled, the server goes on with the one it is at.
 
     Args:
-        connection: outside of a transaction, and of nobody else.
-        may_set: whether the session keeps what is set, which a pooler's does not.
-        on_graph: called with model and number of vectors before each.
+        target: the database.
+        settings: of the store.
+        on_graph: called with the model and the number of its vectors before each.
 
     Raises:
-        DurableError: the server refused; searches stay exact.
+        DurableError: the server refused. Searches stay exact; safe to repeat.
     """
+    return await visit(target, settings.timeout_s, partial(_build, may_set=not settings.pooler, on_graph=on_graph))
+
+
+def _build(connection: Connection, *, may_set: bool, on_graph: OnGraph) -> int:
     if not has_vectors(connection) or not _is_owner(connection):
         return 0
     built = 0
@@ -47,7 +58,7 @@ def build_graphs(connection: Connection, *, may_set: bool, on_graph: Callable[[s
     for model, size, count in models:
         if _prepare(connection, graph_name(model, size)):
             on_graph(model, count)
-            if may_set:
+            if may_set:  # which a pooler would keep for somebody else
                 kilobytes = min(_MOST_MEMORY_BYTES, count * (2 * size + _NODE_BYTES)) >> 10
                 connection.execute(f"SET maintenance_work_mem = '{max(kilobytes, 65_536)}kB'")
             connection.execute(_create(model, int(size)))

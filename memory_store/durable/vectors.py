@@ -19,7 +19,10 @@ from memory_store.durable.connection import Connection
 from memory_store.durable.log import begin_epoch
 from memory_store.records.columns import METADATA, ShortText
 
-__all__ = ["MOST_DIMENSIONS", "VECTORS", "has_vectors", "make_vectors"]
+__all__ = ["LEAST_VECTORS", "MOST_DIMENSIONS", "VECTORS", "has_vectors", "make_vectors"]
+
+LEAST_VECTORS = 10_000
+"""A model with fewer has no graph: to compare so many takes the server 10 ms."""
 
 MOST_DIMENSIONS = 16_000
 """A longer vector has no row: pgvector keeps none. In the process it is found."""

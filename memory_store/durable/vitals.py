@@ -17,6 +17,7 @@ from memory_store.durable.engine import ServerTarget
 from memory_store.durable.findings import Finding
 from memory_store.durable.partitions import RECORD_TABLES, partition_count
 from memory_store.durable.server_state import table_names
+from memory_store.durable.vectors import LEAST_VECTORS, has_vectors
 from memory_store.errors import ConfigurationError
 
 __all__ = ["examine_server", "examine_store"]
@@ -67,6 +68,7 @@ def examine_store(connection: Connection) -> Iterator[Finding]:
     yield _role(connection)
     yield _hot_head(connection)
     yield _indexes(connection)
+    yield _vectors(connection)
     yield _rows(connection)
 
 
@@ -243,11 +245,26 @@ def _indexes(connection: Connection) -> Finding:
     found = connection.execute(
         "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class c ON c.oid = indrelid WHERE NOT (indisvalid AND "  # noqa: S608
         "indisready) AND c.relnamespace = current_schema()::regnamespace AND (c.relname IN "
-        f"({table_names()}) OR c.relispartition) ORDER BY 1"
+        f"({table_names()}) OR c.relispartition) AND indexrelid NOT IN "
+        "(SELECT index_relid FROM pg_stat_progress_create_index) ORDER BY 1"
     ).fetchall()
     names = [name for (name,) in found]
     hint = "not used by any query, nor checked by any write: REINDEX INDEX CONCURRENTLY makes them anew"
     return Finding("invalid indexes", names or "none", not names, hint if names else "")
+
+
+def _vectors(connection: Connection) -> Finding:
+    if not has_vectors(connection):
+        hint = "with pgvector 0.8 or newer (CREATE EXTENSION vector, by who may), `memory-store upgrade` changes it"
+        return Finding("vectors", "found in the processes", hint=hint)
+    [(rows, graphs)] = connection.execute(
+        "SELECT reltuples::bigint, (SELECT count(*) FROM pg_index JOIN pg_class i ON i.oid = indexrelid JOIN pg_am a "
+        "ON a.oid = i.relam WHERE indrelid = c.oid AND amname = 'hnsw' AND indisvalid) FROM pg_class c "
+        "WHERE c.oid = 'vectors'::regclass"
+    ).fetchall()
+    few = rows <= LEAST_VECTORS or graphs
+    hint = "" if few else "all are compared by each search: `memory-store reindex` builds graphs of large models"
+    return Finding("vectors", {"found_by": "server", "rows": rows if rows >= 0 else None, "graphs": graphs}, hint=hint)
 
 
 def _rows(connection: Connection) -> Finding:

@@ -25,7 +25,18 @@ from tests.servers.fixtures import MakePostgres, MakeStandby
 SERVER = ["database", "server", "asyncpg", "transport", "server clock ahead", "encoding", "fsync", "full_page_writes"]
 SERVER += ["synchronous_commit", "data checksums", "connections", "idle_in_transaction_session_timeout"]
 SERVER += ["transaction id age", "replication", "pgvector", "schema"]
-STORE = ["head", "heads", "partitions", "role", "head rows", "invalid indexes", "rows", "sizes", "saved cache"]
+STORE = [
+    "head",
+    "heads",
+    "partitions",
+    "role",
+    "head rows",
+    "invalid indexes",
+    "vectors",
+    "rows",
+    "sizes",
+    "saved cache",
+]
 UNSYNCED = {"fsync", "full_page_writes"}
 """What is wrong with the server that the tests share."""
 
