@@ -2,8 +2,8 @@
 
 A document holds the record's terms (see `text/terms.py`) and what ranking needs to know of it. Each namespace and kind
 is a corpus of its own: the name of the corpus stands before every term in the index, so that a search never meets the
-terms of another one, and what is common or rare is so within the corpus. (Names are hashes. Should two be the same, a
-document found is still looked up by namespace and kind.)
+terms of another one, and what is common or rare is so within the corpus. (Names are hashes of 50 bits. Should two be
+the same, a document found is still looked up by namespace and kind.)
 
 A commit of many records leaves its position in the backlog instead, in the same transaction, and is indexed right
 behind: a search first brings in what is left there. So do the triggers for what plain SQL changes. Position 0 stands
@@ -75,7 +75,7 @@ DOCUMENTS = Table(
     Column("at", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("length", BigInteger, nullable=False),
-    Column("corpus", ShortText(8), nullable=False),
+    Column("corpus", ShortText(16), nullable=False),
     Column("terms", Terms().with_variant(Text(), "sqlite"), nullable=False),
     PrimaryKeyConstraint("namespace", "kind", "id"),
     Index("ix_documents_namespace_parent", "namespace", "parent", info={"where": "parent IS NOT NULL"}),
@@ -105,9 +105,9 @@ PLACE_SEPARATOR = "\x1f"
 
 @lru_cache(maxsize=1024)
 def corpus_of(namespace: str, kind: str) -> str:
-    """Return the name of a corpus: 30 bits of BLAKE2b (RFC 7693) in base 32 (RFC 4648), six lower-case characters."""
-    digest = hashlib.blake2b(f"{kind}\0{namespace}".encode(), digest_size=4).digest()
-    return base64.b32encode(digest)[:6].decode().lower()
+    """Return the name of a corpus: 50 bits of BLAKE2b (RFC 7693) in base 32 (RFC 4648), ten lower-case characters."""
+    digest = hashlib.blake2b(f"{kind}\0{namespace}".encode(), digest_size=7).digest()
+    return base64.b32encode(digest)[:10].decode().lower()
 
 
 def make_document(kind: str, namespace: str, row: Sequence[Any]) -> Document:

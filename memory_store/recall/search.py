@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
 from cachetools import LRUCache
@@ -32,8 +33,8 @@ __all__ = ["Search"]
 
 ANSWER_TTL_S = 300.0
 _ANSWERS_BYTES = 16 << 20
-# Candidates each part gives: what is not among them cannot come into a page.
-_DEPTH = 100
+# Candidates that each of two parts gives to be fused, and how many times as many where these are not enough.
+_DEPTH, _DEEPER = 100, 4
 # Hits that a reranker, or diversity, chooses among, at least.
 _POOL = 50
 # Part of a corpus that may change before it is counted again.
@@ -107,7 +108,7 @@ class Search:
 
     async def pool(self, asked: Asked, size: int) -> tuple[list[Hit], bool]:
         """Return the best hits of which some are to be chosen, and whether all that is stored was looked at."""
-        ranked, scores, complete = await self._ranked(asked, max(_DEPTH, size))
+        ranked, scores, complete = await self._ranked(asked, size)
         return await self._hits(asked, ranked[:size], scores), complete
 
     async def chosen(self, asked: Asked, pool: Sequence[Hit]) -> tuple[list[Hit], float | None]:
@@ -126,52 +127,66 @@ class Search:
             pool, complete = await self.pool(asked, max(_POOL, 3 * asked.limit))
             hits, diversity = await self.chosen(asked, pool)
             return SearchResults(tuple(hits), None, complete, diversity)
-        depth = max(_DEPTH, 2 * (asked.limit + (0 if place is None else place.passed)))
-        ranked, scores, complete = await self._ranked(asked, depth)
+        enough = asked.limit + 1 + (0 if place is None else place.passed)
+        ranked, scores, complete = await self._ranked(asked, enough)
         return await self._page(asked, ranked, scores, place, complete)
 
-    async def _ranked(self, asked: Asked, depth: int) -> tuple[Ranked, dict[Found, dict[str, float]], bool]:
-        """Return the best of both parts, the parts' own scores, and whether all that is stored was looked at."""
-        by_text, by_vector, complete = await self._both(asked, depth)
-        scores: dict[Found, dict[str, float]] = {}
-        for part, found in (("text", by_text), ("vector", by_vector)):
-            for key, score in (found or {}).items():
-                scores.setdefault(key, {})[part] = score
-        if by_text is None or by_vector is None:
-            whole = by_vector if by_text is None else by_text
-            assert whole is not None
-        else:
-            weight = vector_weight(self._models.weight(asked.model), len(asked.sought))
-            whole = fuse(_best_first(by_text), _best_first(by_vector), weight)
-        return ordered([(score, *found) for found, score in whole.items()]), scores, complete
-
-    async def _both(
-        self, asked: Asked, depth: int
-    ) -> tuple[dict[Found, float] | None, dict[Found, float] | None, bool]:
-        """Return what each part finds, None for one that is not asked, and whether all that is stored was looked at."""
+    async def _ranked(self, asked: Asked, enough: int) -> tuple[Ranked, dict[Found, dict[str, float]], bool]:
+        """Return the best, so many where there are, their scores by part, and whether all there is was looked at."""
         if asked.mode == "text" or not (self._models.has_any or asked.vector is not None):
             if asked.mode == "vector":
                 raise ConfigurationError(
                     "a search by vector needs a model, MemoryStore(url, embed=...), or the vector itself, vector=..."
                 )
-            found, complete = await self._by_text(asked, depth)
-            return found, None, complete
+            found, complete = await self._by_text(asked, enough)
+            return _in_order(found), {key: {"text": score} for key, score in found.items()}, complete
         if asked.mode == "vector":
-            found, complete = await self._by_vector(asked, depth)
-            return None, found, complete
-        text, vector = await asyncio.gather(self._by_text(asked, depth), self._by_vector(asked, depth))
-        return text[0], vector[0], text[1] and vector[1]
+            found, complete = await self._by_vector(asked, enough)
+            return _in_order(found), {key: {"vector": score} for key, score in found.items()}, complete
+        return await self._fused(asked, enough)
+
+    async def _fused(self, asked: Asked, enough: int) -> tuple[Ranked, dict[Found, dict[str, float]], bool]:
+        """Return as `_ranked` what both parts find.
+
+        Fused ranks depend on how deep the parts go. So all pages go through the same depths, and what a deeper one
+        finds comes behind what was there: nothing moves from one page to another.
+        """
+        weight = vector_weight(self._models.weight(asked.model), len(asked.sought))
+        ranked: list[tuple[float, str, str]] = []
+        scores: dict[Found, dict[str, float]] = {}
+        depth = _DEPTH
+        while True:
+            (by_text, all_text), (by_vector, all_vectors) = await asyncio.gather(
+                self._by_text(asked, depth), self._by_vector(asked, depth)
+            )
+            fused = fuse(_best_first(by_text), _best_first(by_vector), weight)
+            least = ranked[-1][0] if ranked else 1.0
+            added = {found: min(score, least) for found, score in fused.items() if found not in scores}
+            ranked += _in_order(added)
+            for found in added:
+                parts = (("text", by_text), ("vector", by_vector))
+                scores[found] = {part: of[found] for part, of in parts if found in of}
+            if len(ranked) >= enough or not added:
+                return ranked, scores, all_text and all_vectors
+            depth *= _DEEPER
 
     async def _by_vector(self, asked: Asked, depth: int) -> tuple[dict[Found, float], bool]:
         """Return the similarities of the nearest embeddings, or of the episodes they belong to, as `_by_text`."""
         if asked.of_vectors is None:
             return {}, True
+        if "embedding" in asked.conditions:
+            nearest, complete = await self._models.nearest(self._access, asked, depth, asked.of_vectors)
+            return {("embedding", id_): score for id_, _, score in nearest}, complete
+        # An episode is as near as the nearest of its vectors, of which it may have any number.
         found: dict[Found, float] = {}
-        nearest, complete = await self._models.nearest(self._access, asked, depth, asked.of_vectors)
-        for id_, parent, score in nearest:
-            key = ("embedding", id_) if "embedding" in asked.conditions else ("episode", parent)
-            found.setdefault(key, score)  # an episode is as near as the nearest of its vectors
-        return found, complete
+        most = max(_DEPTH, 2 * depth)
+        while True:
+            nearest, complete = await self._models.nearest(self._access, asked, most, asked.of_vectors)
+            for _, parent, score in nearest:
+                found.setdefault(("episode", parent), score)
+            if len(found) >= depth or len(nearest) < most:
+                return dict(islice(found.items(), depth)), complete
+            most *= _DEEPER
 
     async def _page(
         self,
@@ -227,9 +242,11 @@ class Search:
             index = text_index(connection)
             newest = index.newest(namespace)
             for kind, condition in asked.conditions.items():
-                matches = rank_documents(index, self._corpus(index, kind, newest), asked.terms, condition, depth)
-                ids = index.ids(namespace, [match.key for match in matches])
-                found.update({(kind, ids[match.key]): match.score for match in matches})
+                corpus = self._corpus(index, kind, newest)
+                if corpus.documents:
+                    matches = rank_documents(index, corpus, asked.terms, condition, depth)
+                    ids = index.ids(namespace, kind, [match.key for match in matches])
+                    found.update({(kind, ids[match.key]): match.score for match in matches if match.key in ids})
         return found
 
     def _corpus(self, index: TextIndex, kind: str, newest: int) -> Corpus:
@@ -238,7 +255,8 @@ class Search:
         changed = self._access.cache.space(kind, namespace).changed
         known = self._counted.get(kind)
         if known is None or changed < known.changed or _grew(known, changed, newest):
-            corpus = Corpus(corpus_of(namespace, kind), namespace, *index.statistics(namespace, kind), {})
+            name = corpus_of(namespace, kind)
+            corpus = Corpus(name, namespace, *index.statistics(name, namespace, kind), {})
             known = self._counted[kind] = _Counted(changed, newest, corpus)
         return known.corpus
 
@@ -248,5 +266,9 @@ def _grew(known: _Counted, changed: int, newest: int) -> bool:
     return max(changed - known.changed, abs(newest - known.newest)) > known.corpus.documents * _STALE_SHARE
 
 
+def _in_order(found: dict[Found, float]) -> Ranked:
+    return ordered([(score, *key) for key, score in found.items()])
+
+
 def _best_first(found: dict[Found, float]) -> list[Found]:
-    return [(kind, id_) for _, kind, id_ in ordered([(score, *key) for key, score in found.items()])]
+    return [(kind, id_) for _, kind, id_ in _in_order(found)]

@@ -71,7 +71,7 @@ def upgrade() -> None:
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.Column("length", sa.BigInteger(), nullable=False),
-        sa.Column("corpus", short(8), nullable=False),
+        sa.Column("corpus", short(16), nullable=False),
         sa.Column("terms", sa.Text().with_variant(TSVECTOR(), "postgresql"), nullable=False),
     )
     for names, last in ((["parent"], "parent"), (["place", "at"], "place")):
@@ -102,7 +102,7 @@ def upgrade() -> None:
     else:
         op.execute(
             "CREATE VIEW documents_terms AS "
-            "SELECT key, corpus || replace(terms, ' ', ' ' || corpus) AS terms FROM documents"
+            "SELECT key, corpus || ' ' || corpus || replace(terms, ' ', ' ' || corpus) AS terms FROM documents"
         )
         # Terms come as they are to be found, letters and digits: nothing is left for the tokenizer but the spaces.
         op.execute(

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from memory_store import DimensionMismatchError, Embedding, Episode, InvalidRecordError, Limits, MemoryStore
+from memory_store import ConfigurationError, DimensionMismatchError, Embedding, Episode, Limits, MemoryStore
 from tests.servers.databases import PostgresDatabases
 from tests.unit.samples import make_episode
 
@@ -237,7 +237,7 @@ async def test_another_size_is_refused_as_such(vector_store: MemoryStore, vector
     with pytest.raises(DimensionMismatchError) as refused:
         await find(vector_store, [1.0, 2.0])
     assert (refused.value.expected, refused.value.actual) == (SIZE, 2)
-    with pytest.raises(InvalidRecordError, match="finite"):
+    with pytest.raises(ConfigurationError, match="finite"):
         await find(vector_store, [float("nan"), *[1.0] * (SIZE - 1)])
 
 

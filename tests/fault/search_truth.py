@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import JSON
 
 from memory_store import MemoryStore
-from memory_store.durable.dialects.postgresql_text import vector_text
+from memory_store.durable.dialects.postgresql_text import terms_text
 from memory_store.durable.documents import make_document
 from memory_store.durable.text_index import Document
 from memory_store.records import RECORDS
@@ -38,10 +38,11 @@ def index_problems(path: Path) -> list[str]:
         [(places,)] = connection.execute("SELECT count(*) FROM documents_postings").fetchall()
     problems = _differences(
         {one[:3]: one[3:] for one in held},
-        {one[:3]: one[3:] for one in expected},
+        {one[:3]: one._replace(vector=None)[3:] for one in expected},
     )
-    if places != sum(one.length for one in expected):
-        problems.append(f"the index has {places} places of terms, expected {sum(one.length for one in expected)}")
+    wanted = sum(1 + max(1, one.length) for one in expected)  # the name of the corpus is a term as well
+    if places != wanted:
+        problems.append(f"the index has {places} places of terms, expected {wanted}")
     return problems
 
 
@@ -55,8 +56,8 @@ async def server_index_problems(connection: Any) -> list[str]:
         for row in await connection.fetch(f"SELECT {', '.join(columns)} FROM {table.name}"):
             namespace, *values = [row[place] for place in order]
             one = make_document(kind, namespace, values)
-            terms = await connection.fetchval("SELECT $1::text::tsvector::text", vector_text(one))
-            expected[one[:3]] = (*one[3:-1], terms)
+            terms = await connection.fetchval("SELECT $1::text::tsvector::text", terms_text(one))
+            expected[one[:3]] = (*one[3:9], terms)
     rows = await connection.fetch(f"SELECT {_COLUMNS}::text FROM documents")
     return _differences({tuple(row)[:3]: tuple(row)[3:] for row in rows}, expected)
 

@@ -36,7 +36,7 @@ class Shelf:
 
     def postings(self, corpus: str, term: str, condition: Condition, limit: int) -> list[Posting]:
         found = [
-            Posting(key, held.count(term), len(held))
+            (key, held.count(term), len(held))
             for key, held in self.documents.items()
             if term in held and key in self.met
         ][:limit]

@@ -62,7 +62,7 @@ class ServerTextIndex:
     def clear(self) -> None:
         """Nothing: a document and its index are one row, which is replaced or deleted."""
 
-    def statistics(self, namespace: str, kind: str) -> tuple[int, float]:
+    def statistics(self, corpus: str, namespace: str, kind: str) -> tuple[int, float]:
         """Count all."""
         sql = "SELECT count(*), avg(length)::float8 FROM documents WHERE namespace = ? AND kind = ?"
         [(count, average)] = self._connection.execute(sql, (namespace, kind)).fetchall()
@@ -87,7 +87,7 @@ class ServerTextIndex:
             f"WHERE d.terms @@ asked.query AND {condition.sql} LIMIT {int(limit)}",
             (_query(corpus, term), *condition.parameters),
         )
-        return [Posting(key, _count(rank), length) for key, rank, length in rows]
+        return [(key, _count(rank), length) for key, rank, length in rows]
 
     def matching(self, corpus: str, terms: Sequence[str], condition: Condition, limit: int) -> list[int]:
         """Newest first: by the key, which is given in order."""
@@ -125,10 +125,10 @@ class ServerTextIndex:
         [(newest,)] = self._connection.execute(sql, (namespace,)).fetchall()
         return int(newest)
 
-    def ids(self, namespace: str, keys: Sequence[int]) -> dict[int, str]:
+    def ids(self, namespace: str, kind: str, keys: Sequence[int]) -> dict[int, str]:
         """Look them up."""
-        sql = "SELECT key, id FROM documents WHERE namespace = ? AND key = ANY(CAST(? AS bigint[]))"
-        return dict(self._connection.execute(sql, (namespace, list(keys))).fetchall())
+        sql = "SELECT key, id FROM documents WHERE namespace = ? AND key = ANY(CAST(? AS bigint[])) AND kind = ?"
+        return dict(self._connection.execute(sql, (namespace, list(keys), kind)).fetchall())
 
 
 def arrays_of(documents: Sequence[Document]) -> list[list[Any]]:

@@ -21,8 +21,8 @@ from memory_store.durable.text_index import Condition, Document, Vector
 from memory_store.durable.vectors import MOST_DIMENSIONS
 
 __all__ = [
-    "Found",
     "GraphSearch",
+    "Near",
     "Space",
     "compare_all",
     "compare_some",
@@ -36,8 +36,14 @@ __all__ = [
     "search_graph",
 ]
 
-Found = tuple[str, str, float]
-"""Id, episode id, cosine similarity."""
+
+class Near(NamedTuple):
+    """A vector that was found: how far it is as half floats (minus the cosine), and its numbers as they are stored."""
+
+    id: str
+    episode_id: str
+    distance: float
+    numbers: bytes | None
 
 
 class Space(NamedTuple):
@@ -101,8 +107,8 @@ _ARRAY = "CAST(CAST(? AS real[]) AS halfvec)"
 _ASKED = f"(SELECT {_ARRAY})"
 
 
-def compare_all(connection: Connection, space: Space, unit: Sequence[float], limit: int) -> list[Found]:
-    """Return the nearest vectors of a space, so many at most: best first, equally near ones by id.
+def compare_all(connection: Connection, space: Space, unit: Sequence[float], limit: int) -> list[Near]:
+    """Return the nearest vectors of a space, so many at most, by their half floats.
 
     Args:
         connection: to the database.
@@ -111,31 +117,31 @@ def compare_all(connection: Connection, space: Space, unit: Sequence[float], lim
         limit: how many.
     """
     every = f"SELECT id, episode_id, vector <#> {_ASKED} AS distance FROM vectors WHERE {_OURS}"
-    return _ranked(connection, every, [unit, *space], limit)
+    return _ranked(connection, space, every, [unit, *space], limit)
 
 
-def compare_some(connection: Connection, space: Space, unit: Sequence[float], limit: int, ids: Query) -> list[Found]:
+def compare_some(connection: Connection, space: Space, unit: Sequence[float], limit: int, ids: Query) -> list[Near]:
     """Return the nearest vectors of those whose ids a query finds; else as `compare_all`."""
     # OFFSET 0 keeps it from becoming a plain join, which might read the whole space for a handful of ids.
     some = (
         f"SELECT v.id, v.episode_id, v.vector <#> {_ASKED} AS distance FROM ({ids.text}) AS met "
         f"CROSS JOIN LATERAL (SELECT * FROM vectors WHERE {_OURS} AND id = met.id OFFSET 0) AS v"
     )
-    return _ranked(connection, some, [unit, *ids.parameters, *space], limit)
+    return _ranked(connection, space, some, [unit, *ids.parameters, *space], limit)
 
 
-def _ranked(connection: Connection, found: str, parameters: Sequence[Any], limit: int) -> list[Found]:
-    ranked = f"SELECT id, episode_id, distance FROM ({found}) AS near ORDER BY distance, id LIMIT {int(limit)}"
-    return [(id_, parent, _similarity(distance)) for id_, parent, distance in connection.execute(ranked, parameters)]
+def _ranked(connection: Connection, space: Space, found: str, parameters: Sequence[Any], limit: int) -> list[Near]:
+    near = f"SELECT id, episode_id, distance FROM ({found}) AS near ORDER BY distance, id LIMIT {int(limit)}"
+    sql = f"SELECT near.*, e.embedding FROM ({near}) AS near {_STORED}"
+    return [Near(*row) for row in connection.execute(sql, [*parameters, space.namespace])]
 
 
-def _similarity(distance: float) -> float:
-    return min(0.0 - distance, 1.0)  # half floats of length 1 may be a little longer
+_STORED = "LEFT JOIN embeddings AS e ON e.namespace = ? AND e.id = near.id"
 
 
 def search_graph(
     connection: Connection, space: Space, unit: Sequence[float], limit: int, condition: Condition, search: GraphSearch
-) -> list[Found] | None:
+) -> list[Near] | None:
     """Return what a graph finds nearest, as `compare_all`, or None where only comparing would be right.
 
     That is where it finds too few, and where the last of them is no nearer than the farthest that was looked at: there
@@ -145,9 +151,11 @@ def search_graph(
     sql = (
         "WITH near AS MATERIALIZED (SELECT namespace, 'embedding' AS kind, id, episode_id, "
         f"CAST(vector AS halfvec({size})) <#> {_ARRAY} AS distance FROM vectors WHERE {_OURS} "
-        f"ORDER BY distance LIMIT {int(search.depth)}) "
-        "SELECT d.id, d.episode_id, d.distance, (SELECT max(distance) FROM near) FROM near AS d "
-        f"WHERE {condition.sql} ORDER BY d.distance, d.id LIMIT {int(limit)}"
+        f"ORDER BY distance LIMIT {int(search.depth)})"
+        ", kept AS (SELECT d.id, d.episode_id, d.distance FROM near AS d "
+        f"WHERE {condition.sql} ORDER BY d.distance, d.id LIMIT {int(limit)}) "
+        "SELECT near.*, e.embedding, (SELECT max(distance) FROM near) FROM kept AS near "
+        f"{_STORED} ORDER BY near.distance, near.id"
     )
     # A plan that is kept knows no model, so it knows no graph either. Sorting all would seem cheaper where the server
     # has not looked at the table for long. What is met is put in order here: `relaxed_order`.
@@ -159,15 +167,15 @@ def search_graph(
         )
     )
     try:
-        rows = connection.execute(sql, [unit, *space, *condition.parameters]).fetchall()
+        rows = connection.execute(sql, [unit, *space, *condition.parameters, space.namespace]).fetchall()
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
-    if len(rows) < limit or rows[-1][2] >= rows[-1][3]:
+    if len(rows) < limit or rows[-1][2] >= rows[-1][4]:
         return None
-    return [(id_, parent, _similarity(distance)) for id_, parent, distance, _ in rows]
+    return [Near(*row[:4]) for row in rows]
 
 
 def look(connection: Connection, shard: int, space: Space) -> tuple[bool, int]:
