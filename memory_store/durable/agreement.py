@@ -14,10 +14,13 @@ from typing import NamedTuple
 from memory_store.durable.connection import Connection
 from memory_store.durable.findings import Findings, Problem, is_server
 from memory_store.durable.log import STORE
+from memory_store.durable.text_index import text_index
 from memory_store.records import RECORDS
+from memory_store.text.documents import SEARCHED
 
 __all__ = [
     "MISPLACED",
+    "check_documents",
     "check_idempotency",
     "check_log",
     "check_rows",
@@ -214,6 +217,36 @@ def check_rows(connection: Connection, findings: Findings) -> None:
                 if what == "different" and revision == logged[1]:
                     text = f"belongs to episode {parent!r:.120}, the log says {logged[0]!r:.120}"
                 findings.add(Problem("records", text, kind, namespace, key))
+
+
+def check_documents(connection: Connection, findings: Findings) -> None:
+    """Compare the full-text index with the records, where nothing is left to be indexed, and with itself.
+
+    Whether the terms of a document are those of its record is not looked at: that it is of the same revision is.
+    """
+    done = "NOT EXISTS (SELECT 1 FROM backlog AS b WHERE b.namespace = {}.namespace)"
+    for kind in SEARCHED:
+        table = RECORDS[kind].table.name
+        same = f"d.namespace = r.namespace AND d.kind = '{kind}' AND d.id = r.id"
+        missing = (
+            f"SELECT r.namespace, r.id, d.revision FROM {table} AS r LEFT JOIN documents AS d ON {same} "  # noqa: S608
+            f"WHERE (d.id IS NULL OR d.revision <> r.revision) AND {done.format('r')}"
+        )
+        for namespace, key, revision in connection.execute(missing):
+            if findings.has_named(kind, namespace, key):
+                continue  # the record itself is wrong
+            text = "cannot be searched" if revision is None else f"is searched as it was at revision {revision}"
+            findings.add(Problem("full text", text, kind, namespace, key))
+        left = (
+            f"SELECT d.namespace, d.id FROM documents AS d LEFT JOIN {table} AS r ON {same} "  # noqa: S608
+            f"WHERE d.kind = '{kind}' AND r.id IS NULL AND {done.format('d')}"
+        )
+        for namespace, key in connection.execute(left):
+            if not findings.has_named(kind, namespace, key):
+                findings.add(Problem("full text", "is searched, but not stored", kind, namespace, key))
+    damage = text_index(connection).damage()
+    if damage is not None:
+        findings.add(Problem("full text", f"the index is not that of the documents: {damage}"))
 
 
 def check_idempotency(connection: Connection, findings: Findings) -> None:

@@ -19,6 +19,8 @@ __all__ = ["AbandonedError", "Difference", "Finding", "Findings", "Problem", "Wa
 
 # Virtual machine steps between two looks at whether somebody wants the work to end: about every 5 ms.
 _STEPS = 100_000
+# Records that were named, as many as are remembered: 3 MB.
+_MOST_NAMED = 10_000
 
 
 class AbandonedError(Exception):
@@ -152,6 +154,7 @@ class Findings:
         self._most = most
         self.problems: list[Problem] = []
         self.counts: Counter[str] = Counter()
+        self._named: set[tuple[str, str | None, str | None]] = set()
 
     @property
     def total(self) -> int:
@@ -167,3 +170,9 @@ class Findings:
         self.counts[problem.check] += 1
         if len(self.problems) < self._most:
             self.problems.append(problem)
+        if problem.kind is not None and len(self._named) < _MOST_NAMED:
+            self._named.add((problem.kind, problem.namespace, problem.key))
+
+    def has_named(self, kind: str, namespace: str, key: str) -> bool:
+        """Return whether a record was named before: what follows from what is wrong with it needs not be told too."""
+        return (kind, namespace, key) in self._named

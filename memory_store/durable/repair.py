@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from memory_store.durable.engine import Target
 from memory_store.durable.findings import Difference, Findings, Watcher
 from memory_store.durable.lock import FileLock
 from memory_store.durable.log import begin_epoch
+from memory_store.durable.text_index import text_index
 from memory_store.durable.verify import CHECKS, check_database, compare_schema, opened_to_read, run_checks
 from memory_store.errors import DurableUnavailableError
 from memory_store.records import PARTS, RECORDS
@@ -182,6 +183,11 @@ class Repair:
         count = self._execute(f"DELETE FROM idempotency WHERE (namespace, key) IN ({keys})").rowcount  # noqa: S608
         self._done.append(f"forgot {count:,} idempotency keys of writes that are not there")
 
+    def forget_documents(self, shards: int) -> None:
+        """Let the full-text index be made again: of the records, whatever was wrong with them or with it."""
+        forget_documents(self._connection, shards)
+        self._done.append("left all records to be indexed anew, for searches by text")
+
     def last_position(self, shard: int) -> int:
         """Return the last position in a shard's log."""
         asked = "SELECT coalesce(max(position), 0) FROM changes WHERE shard = ?"
@@ -215,6 +221,8 @@ class _FileRepair(Repair):
             watcher.note("repairing", 0, 1)
             if wrong["integrity"]:
                 self._make_indexes()
+            if wrong["full text"]:
+                self._open_index()
             if wrong["schema"]:
                 self.make_schema()
             self._begin_epoch()
@@ -224,7 +232,7 @@ class _FileRepair(Repair):
                 self.bring_log_up()
             if wrong["idempotency"]:
                 self.forget_unfounded()
-            forget_documents(self._connection, 1)  # which are made of the records, whatever was wrong
+            self.forget_documents(1)
             execute("UPDATE head SET writing = 0")
             self._require_sound()
             watcher.note("repairing", 1, 1)
@@ -236,6 +244,11 @@ class _FileRepair(Repair):
         except sqlite3.IntegrityError as error:
             raise self.damaged(error) from error
         self._done.append("made all indexes anew")
+
+    def _open_index(self) -> None:
+        """Empty the full-text index: one that FTS5 does not open cannot be compared with that of a new database."""
+        with suppress(sqlite3.DatabaseError):  # where a table is missing, the comparison tells
+            text_index(self._connection).clear()
 
     def _begin_epoch(self) -> None:
         """Every follower, running or saved, must start again; this also makes head and log agree."""

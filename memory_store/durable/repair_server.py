@@ -15,7 +15,6 @@ from memory_store.durable.changes import HEADS_LOCK
 from memory_store.durable.commits import rollback
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import ConnectionLostError
-from memory_store.durable.documents import forget_documents
 from memory_store.durable.engine import ServerTarget
 from memory_store.durable.findings import Findings, Watcher
 from memory_store.durable.log import begin_epoch, read_heads
@@ -101,7 +100,7 @@ class _ServerRepair(Repair):
                 self.bring_log_up()
             if wrong["idempotency"]:
                 self.forget_unfounded()
-            forget_documents(self._connection, head_count(self._connection) or 1)
+            self.forget_documents(head_count(self._connection) or 1)
         except ConstraintError as error:
             raise self.damaged(error) from error
         watcher.note("repairing", 1, 1)

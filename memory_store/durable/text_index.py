@@ -85,6 +85,10 @@ class TextIndex(Protocol):
         """Forget what cannot be made right document by document, because it may be damaged; all are written again."""
         ...
 
+    def damage(self) -> str | None:
+        """Return why the index is not that of the documents; None where it is, as far as can be seen from here."""
+        ...
+
     def statistics(self, corpus: str, namespace: str, kind: str) -> tuple[int, float]:
         """Return how many documents a corpus has, and how many terms one of them has on average."""
         ...

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from memory_store.durable import schema
-from memory_store.durable.agreement import check_idempotency, check_log, check_rows
+from memory_store.durable.agreement import check_documents, check_idempotency, check_log, check_rows
 from memory_store.durable.catalogue import compare_catalogue, head_count
 from memory_store.durable.connection import Connection, ServerText
 from memory_store.durable.engine import Target
@@ -272,6 +272,7 @@ CHECKS: Mapping[str, Check] = {
     "log": check_log,
     "records": check_rows,
     "idempotency": check_idempotency,
+    "full text": check_documents,
 }
 """What holds for a database of this library's revision."""
 
@@ -282,5 +283,6 @@ SERVER_CHECKS: Mapping[str, Check] = {
     "log": check_log,
     "records": check_rows,
     "idempotency": check_idempotency,
+    "full text": check_documents,
 }
 """The same for a database on a server. Its pages and indexes are for the server's own tool, pg_amcheck."""

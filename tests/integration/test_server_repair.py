@@ -10,6 +10,7 @@ import pytest
 
 from memory_store import ConfigurationError, DurableTimeoutError, DurableUnavailableError, MemoryStore, Step, upkeep
 from memory_store.durable.partitions import partition
+from tests.fault.search_truth import found as found_by_text
 from tests.integration.cli_support import Done, memory_store, one_line, plain_sql
 from tests.integration.server_support import SHARD, STEP, behind, episode, heads_of, make, require_sound
 from tests.migration.postgresql import HEADS, Database
@@ -158,6 +159,18 @@ REPAIRABLE: dict[str, tuple[tuple[str, ...], str, str, str | None]] = {
         ("UPDATE idempotency SET position = 999 WHERE key = 'once'",),
         *("idempotency", "says idempotency key 'once'", "keyed"),
     ),
+    "no document": (
+        ("DELETE FROM documents WHERE id = 's0-0'",),
+        *("full text", "cannot be searched", "s0-0"),
+    ),
+    "a document of old": (
+        ("UPDATE documents SET revision = 7 WHERE id = 's0-0'",),
+        *("full text", "is searched as it was at revision 7", "s0-0"),
+    ),
+    "a document of nothing": (
+        ("UPDATE documents SET id = 'none' WHERE id = 's0-0'",),
+        *("full text", "is searched, but not stored", "none"),
+    ),
 }
 
 
@@ -192,6 +205,8 @@ async def test_what_is_wrong_is_found_named_and_repaired(name: str, url: str) ->
     assert (again.total, again.done, again.left) == (0, [], [])
     async with MemoryStore(url, namespace="n") as store:
         await store.steps.append("e1", Step(action="after"))
+        stored = {step.id async for step in store.steps.stream()}
+        assert await found_by_text(store, "a OR moved OR after", kinds="step", syntax="expert") == stored
     await plain_sql(url, "UPDATE steps SET action = 'sql' WHERE id = 's2-0'")
     await require_sound(url)
 
@@ -271,7 +286,7 @@ async def test_what_somebody_hooked_in_is_told_and_left_alone(url: str) -> None:
     ]
     done = await upkeep.repair(url, without_copy=True)
     assert done.left == found.problems
-    assert done.done == ["began epoch 3 in all 16 heads"]
+    assert done.done == ["began epoch 3 in all 16 heads", "left all records to be indexed anew, for searches by text"]
 
 
 async def test_a_running_store_goes_on_over_a_repair(url: str) -> None:

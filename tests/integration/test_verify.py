@@ -27,6 +27,8 @@ from memory_store import (
 from memory_store.cache.snapshot import Snapshot, save
 from memory_store.durable.lock import FileLock
 from tests.conftest import REPOSITORY
+from tests.fault.search_truth import found as found_by_text
+from tests.fault.search_truth import index_problems, left_behind, nothing_left
 from tests.fault.support import Child, Parent, database, episode, in_child, integrity_problems, log_problems
 from tests.integration.cli_support import fill_two_namespaces
 from tests.integration.upkeep_support import head_of, names, require_sound, url_of, write_pairs
@@ -69,9 +71,12 @@ async def path(tmp_path: Path) -> Path:
     return tmp_path / "data" / "agent.db"
 
 
-def snapshot(path: Path) -> list[str]:
+def snapshot(path: Path) -> list[Any]:
+    """Everything that is stored; the tables of FTS5 as such, since it does not read what is damaged."""
     with database(path) as connection:
-        return list(connection.iterdump())
+        objects = connection.execute("SELECT * FROM sqlite_master ORDER BY type, name").fetchall()
+        tables = [name for kind, name, *_, sql in objects if kind == "table" and "VIRTUAL" not in str(sql)]
+        return [objects, *((name, connection.execute(f'SELECT * FROM "{name}"').fetchall()) for name in tables)]
 
 
 async def test_a_sound_database_has_no_problems_and_is_not_changed(path: Path) -> None:
@@ -84,7 +89,8 @@ async def test_a_sound_database_has_no_problems_and_is_not_changed(path: Path) -
     assert found.position == head_of(path)[0]
     assert found.saved_cache == "sound"
     assert set(found.found) == {
-        *("integrity", "foreign keys", "head", "journal mode", "schema", "log", "records", "idempotency", "saved cache")
+        *("integrity", "foreign keys", "head", "journal mode", "schema", "log", "records", "idempotency"),
+        *("full text", "saved cache"),
     }
     assert {f"checking {check}" for check in found.found} == {what for what, _, _ in told}
     assert path.read_bytes() == before
@@ -264,6 +270,37 @@ REPAIRABLE: dict[str, tuple[Damage, str, str, dict[str, str]]] = {
         *("idempotency", "says idempotency key 'once'"),
         {"kind": "episode", "namespace": "n", "key": "keyed"},
     ),
+    "no document": (
+        sql("DELETE FROM documents WHERE id = 's0-0'"),
+        *("full text", "cannot be searched"),
+        RECORD | {"key": "s0-0"},
+    ),
+    "a document of old": (
+        sql("UPDATE documents SET revision = 7 WHERE id = 's0-0'"),
+        *("full text", "is searched as it was at revision 7"),
+        RECORD | {"key": "s0-0"},
+    ),
+    "a document of nothing": (
+        sql("UPDATE documents SET id = 'none' WHERE id = 's0-0'"),
+        *("full text", "is searched, but not stored"),
+        RECORD | {"key": "none"},
+    ),
+    "other terms": (
+        sql("UPDATE documents SET terms = 'x y' WHERE id = 's0-0'"),
+        *("full text", "the index is not that of the documents", {}),
+    ),
+    "a garbled index": (
+        sql("UPDATE documents_text_data SET block = x'00112233' WHERE id > 10"),
+        *("full text", "the index is not that of the documents", {}),
+    ),
+    "an index without its sums": (
+        sql("UPDATE documents_text_data SET block = x'00' WHERE id = 1"),
+        *("full text", "the index is not that of the documents", {}),
+    ),
+    "an index that cannot be opened": (
+        sql("DELETE FROM documents_text_data WHERE id = 10"),
+        *("full text", "cannot be checked: vtable constructor failed", {}),
+    ),
 }
 
 
@@ -299,8 +336,50 @@ async def test_what_is_wrong_is_found_named_and_repaired(name: str, path: Path) 
     assert (again.total, again.done, again.copy) == (0, [], None)
     async with MemoryStore(url_of(path), namespace="n") as store:
         await store.steps.append("e1", Step(action="after"))
+        stored = {step.id async for step in store.steps.stream()}
+        assert await found_by_text(store, "a OR moved OR again OR after", kinds="step", syntax="expert") == stored
+        for name in ("default", "other/agent"):
+            await nothing_left(store.namespace(name))
+    assert (left_behind(path), index_problems(path)) == ([], [])
     await require_sound(path)
     assert names(path.parent) == {"agent.db", "agent.db.before-repair.bak"}
+
+
+async def test_an_index_of_no_known_format_is_found_and_made_anew(path: Path) -> None:
+    with database(path) as connection:
+        connection.execute("DELETE FROM documents_text_config")
+    found = await upkeep.verify(url_of(path))
+    assert {check: count for check, count in found.found.items() if count} == {"schema": 1, "full text": 1}
+    assert "cannot be checked: invalid fts5 file format" in str(found.problems[-1])
+    done = await upkeep.repair(url_of(path))
+    assert (done.left, done.done[1:]) == ([], ["left all records to be indexed anew, for searches by text"])
+    async with MemoryStore(url_of(path), namespace="n") as store:
+        assert await found_by_text(store, "moved") == {"s1-1"}
+    await require_sound(path)
+
+
+async def test_a_damaged_record_is_not_told_of_twice(path: Path) -> None:
+    shutil.rmtree(f"{path}.cache")
+    with database(path) as connection:
+        sql("UPDATE steps SET revision = 9 WHERE id = 's0-0'", "DELETE FROM steps WHERE id = 's0-1'")(connection)
+    found = await upkeep.verify(url_of(path))
+    assert sorted((problem.check, problem.key) for problem in found.problems) == [
+        ("records", "s0-0"),
+        ("records", "s0-1"),
+    ]
+
+
+async def test_what_is_left_to_be_indexed_is_no_problem(path: Path) -> None:
+    with database(path) as connection:
+        connection.execute("UPDATE episodes SET domain = 'sql'")
+        connection.execute("DELETE FROM documents WHERE namespace = 'n' AND id IN ('e1', 's0-0')")
+        connection.execute("INSERT INTO documents_text (documents_text) VALUES ('rebuild')")
+    assert left_behind(path)
+    await require_sound(path)
+    async with MemoryStore(url_of(path), namespace="bulk") as store:
+        await store.episodes.put_many([episode(f"b{n}") for n in range(500)])
+        await require_sound(path)
+    await require_sound(path)
 
 
 UNREPAIRABLE: dict[str, tuple[Damage, str]] = {
@@ -385,7 +464,10 @@ async def test_a_trimmed_log_is_only_asked_about_what_it_holds(path: Path) -> No
         connection.execute("UPDATE episodes SET revision = 77 WHERE id = 'e1' OR (namespace = 'default')")
         connection.execute("UPDATE head SET writing = 0")
     found = await upkeep.verify(url_of(path))
-    assert {(problem.check, problem.key) for problem in found.problems} == {("log", None), ("records", "e1")}
+    assert {(problem.check, problem.key) for problem in found.problems} == {
+        *(("log", None), ("records", "e1")),
+        ("full text", "e-one"),  # what the log does not reach back to, the index still has as it was
+    }
 
 
 async def test_all_problems_are_counted_and_the_first_returned(path: Path) -> None:
@@ -545,6 +627,11 @@ def _grow(path: Path) -> None:
             "INSERT INTO changes SELECT 0, (SELECT position + 1 FROM head), row_number() OVER () - 1, 'pattern', "
             "namespace, id, NULL, 'insert', 1, '', 0, 4, NULL FROM patterns WHERE namespace = 'big'"
         )
+        connection.execute(
+            "INSERT INTO documents SELECT 1000 + row_number() OVER (), namespace, 'pattern', id, NULL, NULL, 0, 1, 2, "
+            "'abcdef', 't ' || id FROM patterns WHERE namespace = 'big'"
+        )
+        connection.execute("INSERT INTO documents_text (documents_text) VALUES ('rebuild')")
         connection.execute("UPDATE head SET position = position + 1, nonce = 4, writing = 0")
         connection.execute("COMMIT")
 

@@ -62,6 +62,10 @@ class ServerTextIndex:
     def clear(self) -> None:
         """Nothing: a document and its index are one row, which is replaced or deleted."""
 
+    def damage(self) -> str | None:
+        """Return None: the GIN index is for the server's own tools, as all its indexes."""
+        return None
+
     def statistics(self, corpus: str, namespace: str, kind: str) -> tuple[int, float]:
         """Count all."""
         sql = "SELECT count(*), avg(length)::float8 FROM documents WHERE namespace = ? AND kind = ?"

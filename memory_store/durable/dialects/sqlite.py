@@ -17,7 +17,15 @@ from memory_store.errors import (
     StorageFullError,
 )
 
-__all__ = ["connection_pragmas", "copy_database", "leave_log_to_us", "translate"]
+__all__ = [
+    "allow_shadow_writes",
+    "connection_pragmas",
+    "copy_database",
+    "error_code",
+    "is_index_damage",
+    "leave_log_to_us",
+    "translate",
+]
 
 
 def connection_pragmas(timeout_s: float, *, durable: bool) -> str:
@@ -46,6 +54,12 @@ def leave_log_to_us(connection: sqlite3.Connection) -> None:
     """
     if sys.version_info >= (3, 12):
         connection.setconfig(sqlite3.SQLITE_DBCONFIG_ENABLE_TRIGGER, False)
+
+
+def allow_shadow_writes(connection: Any) -> None:
+    """Let plain SQL write the tables in which FTS5 keeps an index: some builds of SQLite forbid it from the start."""
+    if sys.version_info >= (3, 12):
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, False)
 
 
 # Primary result codes, https://sqlite.org/rescode.html
@@ -78,6 +92,15 @@ def error_code(error: BaseException) -> int | None:
     return None if code is None else int(code) & 0xFF
 
 
+def is_index_damage(error: BaseException) -> bool:
+    """Return whether an error says that a virtual table is damaged, of which the full-text index is the only one here.
+
+    Nothing else has this code; what is damaged in an ordinary table, FTS5's own among them, has another.
+    """
+    original: Any = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(original, "sqlite_errorcode", None) == sqlite3.SQLITE_CORRUPT_VTAB
+
+
 def translate(error: BaseException) -> BaseException:
     """Return the library's error for a driver's error; anything that is no driver error comes back as it is.
 
@@ -94,6 +117,8 @@ def translate(error: BaseException) -> BaseException:
     if code is None:
         return DurableUnavailableError(f"the driver refused: {original}")
     kind, hint = _HINTS.get(code, (DurableError, "the database failed"))
+    if is_index_damage(original):
+        hint = "the full-text index is damaged; `memory-store reindex` makes it anew"
     name = getattr(original, "sqlite_errorname", "")
     return kind(f"{hint} ({name}: {original})")
 

@@ -13,12 +13,14 @@ which says how many there are.
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from memory_store.durable.connection import Connection
+from memory_store.durable.dialects.sqlite import allow_shadow_writes, error_code, is_index_damage
 from memory_store.durable.text_index import Condition, Document, Gone, Posting, meeting_query
 from memory_store.text.queries import Expression
 
@@ -65,8 +67,57 @@ class FileTextIndex:
 
     def clear(self) -> None:
         """Forget all: a document's terms are taken out of the index by name, so both must have been right before."""
-        self._connection.execute("INSERT INTO documents_text (documents_text) VALUES ('delete-all')")
+        forget = "INSERT INTO documents_text (documents_text) VALUES ('delete-all')"
+        try:
+            self._connection.execute(forget)
+        except sqlite3.DatabaseError as error:
+            # With another code where it is FTS5's own version number that is damaged.
+            if not (is_index_damage(error) or error_code(error) == sqlite3.SQLITE_ERROR):
+                raise
+            self._start_over()
+            self._connection.execute(forget)
         self._connection.execute("DELETE FROM documents")
+
+    def _start_over(self) -> None:
+        """Put what FTS5 reads before it does anything at all as it is in a new table."""
+        run = self._connection.execute
+        allow_shadow_writes(self._connection)
+        run("CREATE VIRTUAL TABLE temp.fresh_text USING fts5(terms, content='', tokenize='ascii')")
+        for part in ("data", "config"):
+            run(f"DELETE FROM main.documents_text_{part}")
+            run(f"INSERT INTO main.documents_text_{part} SELECT * FROM temp.fresh_text_{part}")
+        run("DROP TABLE temp.fresh_text")
+
+    def damage(self) -> str | None:
+        """Let FTS5 compare the index with the documents, https://www.sqlite.org/fts5.html#the_integrity_check_command.
+
+        That is a write, which a file opened to be read refuses, and for which writers of any other would have to wait:
+        so it is done to a copy in the temporary database, whose content is the file's own view. 0.5 s for 30,000
+        documents of 100 terms.
+        """
+        run = self._connection.execute
+        run("SELECT 1 FROM main.documents_text LIMIT 0")  # whether FTS5 opens it
+        allow_shadow_writes(self._connection)
+        run("SAVEPOINT text_check")
+        try:
+            run("CREATE TEMP VIEW checked_terms AS SELECT key, terms FROM main.documents_terms")
+            run(
+                "CREATE VIRTUAL TABLE temp.checked_text USING "
+                "fts5(terms, content='checked_terms', content_rowid='key', tokenize='ascii')"
+            )
+            for part in ("data", "idx", "docsize"):
+                run(f"DELETE FROM temp.checked_text_{part}")
+                run(f"INSERT INTO temp.checked_text_{part} SELECT * FROM main.documents_text_{part}")
+            run("INSERT INTO temp.checked_text (checked_text, rank) VALUES ('integrity-check', 1)")
+        except sqlite3.DatabaseError as error:
+            if not is_index_damage(error):
+                raise
+            return str(error)
+        finally:
+            if self._connection.in_transaction:  # an interruption has ended it
+                run("ROLLBACK TO text_check")
+                run("RELEASE text_check")
+        return None
 
     def statistics(self, corpus: str, namespace: str, kind: str) -> tuple[int, float]:
         """Look up how many have the name of the corpus, and take the average length of the newest of them."""
