@@ -23,6 +23,7 @@ from memory_store.durable.changes import HeadState
 from memory_store.durable.commits import rollback
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import translate
+from memory_store.durable.documents import record_guarded
 from memory_store.durable.lane import Pinned
 from memory_store.durable.log import Commit, CommitToken
 from memory_store.durable.operations import Context, Operation
@@ -197,7 +198,7 @@ class UnitOfWork:
 
     def _commit(self, connection: Connection) -> Commit:
         with self._held:
-            commit = self._exclusive.log.commit(connection, self._context, self._opened)
+            commit = self._exclusive.log.commit(connection, self._context, self._opened, record_guarded)
         if commit.changes:
             self._exclusive.guard.after_commit(connection, len(commit.changes))
         return commit

@@ -6,8 +6,8 @@ well, and it says what others have committed meanwhile. It is taken back before 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from memory_store.durable.changes import Change, HeadState, new_nonce
 from memory_store.durable.connection import Connection
@@ -20,7 +20,17 @@ from memory_store.durable.statements import head_claim, head_release, head_updat
 from memory_store.durable.vectors import has_vectors
 from memory_store.errors import CommitUnknownError, DurableUnavailableError
 
-__all__ = ["LogWriter", "Opened", "rollback", "unknown_commit"]
+__all__ = ["LogWriter", "Opened", "Record", "rollback", "unknown_commit"]
+
+
+class Record(Protocol):
+    """Brings the index up to a commit's changes; returns whether nothing is left to be indexed."""
+
+    def __call__(
+        self, connection: Connection, changes: Sequence[Change], shard: int, position: int, *, with_vectors: bool
+    ) -> bool:
+        """Do it in the commit's transaction."""
+        ...
 
 
 class Opened(NamedTuple):
@@ -65,8 +75,16 @@ class LogWriter:
             rollback(connection)
             raise
 
-    def commit(self, connection: Connection, context: Context, opened: Opened) -> Commit:
+    def commit(
+        self, connection: Connection, context: Context, opened: Opened, record: Record = record_documents
+    ) -> Commit:
         """Advance the head, log and index the changes and commit; without changes, end the transaction.
+
+        Args:
+            connection: in the transaction.
+            context: what is to be committed.
+            opened: how the transaction began.
+            record: brings them into the full-text index, or leaves that to be done.
 
         Raises:
             CommitUnknownError: nobody can say whether it happened.
@@ -84,7 +102,7 @@ class LogWriter:
             connection.executemany(log_insert(), rows)
             with_vectors = self._keeps_vectors(connection)
             write_behind(connection, context.text, with_vectors=with_vectors)
-            complete = record_documents(connection, changes, head.shard, position, with_vectors=with_vectors)
+            complete = record(connection, changes, head.shard, position, with_vectors=with_vectors)
             commit(connection, CommitToken(head.store_id, position, nonce, head.shard))
         except BaseException:
             rollback(connection)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import sqlite3
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from sqlalchemy import BigInteger, Column, Identity, Index, Integer, PrimaryKeyC
 
 from memory_store.durable.changes import Change, shard_of
 from memory_store.durable.connection import Connection
+from memory_store.durable.dialects import is_index_damage
+from memory_store.durable.statements import dialect_of
 from memory_store.durable.text_index import Document, Gone, Vector, text_index
 from memory_store.durable.vectors import VECTORS, has_vectors
 from memory_store.records import RECORDS
@@ -45,7 +48,9 @@ __all__ = [
     "leave_all_behind",
     "leave_behind",
     "make_document",
+    "record_behind",
     "record_documents",
+    "record_guarded",
     "write_behind",
 ]
 
@@ -150,8 +155,7 @@ def record_documents(
     if not searched:
         return True
     if len(searched) > INDEX_AT_ONCE or any(change.body == b"" for change in searched):
-        leave_behind(connection, shard, position, {change.namespace for change in searched})
-        return False
+        return record_behind(connection, searched, shard, position)
     documents: dict[tuple[str, str, str | None], Document] = {}
     gone: list[Gone] = []
     for change in searched:
@@ -164,6 +168,35 @@ def record_documents(
                 del documents[key]
     text_index(connection, with_vectors=with_vectors).write(list(documents.values()), gone)
     return True
+
+
+def record_behind(
+    connection: Connection, changes: Sequence[Change], shard: int, position: int, *, with_vectors: bool = False
+) -> bool:
+    """Note that the changes of a commit are still to be indexed, vectors or not. Returns whether there are none."""
+    namespaces = {change.namespace for change in changes if change.kind in SEARCHED}
+    leave_behind(connection, shard, position, namespaces)
+    return not namespaces
+
+
+def record_guarded(
+    connection: Connection, changes: Sequence[Change], shard: int, position: int, *, with_vectors: bool = False
+) -> bool:
+    """As `record_documents`; where a file's index turns out to be damaged, note that this is still to be done."""
+    if dialect_of(connection).name != "sqlite":
+        return record_documents(connection, changes, shard, position, with_vectors=with_vectors)
+    connection.execute("SAVEPOINT unindexed")
+    try:
+        complete = record_documents(connection, changes, shard, position)
+        # For a savepoint FTS5 writes what it has collected, and reads what it needs for that: not only at the commit.
+        connection.execute("SAVEPOINT indexed")
+    except sqlite3.DatabaseError as error:
+        if not is_index_damage(error):
+            raise
+        connection.execute("ROLLBACK TO unindexed")
+        complete = record_behind(connection, changes, shard, position)
+    connection.execute("RELEASE unindexed")
+    return complete
 
 
 def write_behind(connection: Connection, work: IndexWork, *, with_vectors: bool = False) -> None:

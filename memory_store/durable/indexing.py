@@ -137,6 +137,8 @@ class LeaveBehind:
         tables = [*(RECORDS[kind].table.name for kind in SEARCHED), "documents"]
         rows = yield Ask(" UNION ".join(f"SELECT namespace FROM {table}" for table in tables), ())
         [(shards,)] = yield Ask("SELECT count(*) FROM head", ())
+        # What was left of some commits is among all of it.
+        yield Ask("DELETE FROM backlog WHERE shard = ?", (self.shard,))
         entries = [
             (self.shard, WHOLE_NAMESPACE, namespace)
             for (namespace,) in rows

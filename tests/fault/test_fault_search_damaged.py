@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
-from memory_store import MemoryStore
+from memory_store import DurableUnavailableError, MemoryStore, Step
 from tests.fault.search_truth import found, index_problems, left_behind
 from tests.fault.support import database, episode, integrity_problems, log_problems
+from tests.integration.cli_support import memory_store
 
 DAMAGE = {
     "no documents": "DELETE FROM documents",
@@ -18,7 +20,14 @@ DAMAGE = {
     "other keys": "UPDATE documents SET key = key + 1000",
     "parts of the index gone": "DELETE FROM documents_text_data WHERE id > 10",
     "parts of the index spoilt": "UPDATE documents_text_data SET block = x'00112233' WHERE id > 10",
+    "the index without its sums": "UPDATE documents_text_data SET block = x'00' WHERE id = 1",
+    "the index without its structure": "DELETE FROM documents_text_data WHERE id = 10",
+    "the index of another structure": "UPDATE documents_text_data SET block = zeroblob(3) WHERE id = 10",
 }
+# These are noticed by a search that reads them.
+BLIND = [name for name in DAMAGE if name.startswith(("parts", "the index without its structure"))]
+# These are noticed by every write that takes a document's old terms out.
+REFUSING = [name for name in DAMAGE if name.startswith("the index")]
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
@@ -42,3 +51,65 @@ async def test_making_the_index_anew_mends_it(damage: str, file_url: str, tmp_pa
     assert index_problems(path) == []
     assert integrity_problems(path) == []
     assert log_problems(path) == []
+
+
+async def _write_all(store: MemoryStore) -> None:
+    """Write in every way that there is: alone, many at once, once for a key, in a transaction."""
+    await store.episodes.update("e1", context="harbour")
+    await store.episodes.delete("e2")
+    once, *_ = await asyncio.gather(
+        store.episodes.put(episode("e3"), idempotency_key="k"),
+        *(store.episodes.put(episode(f"new{n}", context="harbour")) for n in range(4)),
+        store.steps.append("e4", Step(id="s1", action="harbour")),
+    )
+    assert once.id == "e3"
+    assert (await store.episodes.put(episode("e5"), idempotency_key="k")).id == "e3"
+    async with store.transaction() as tx:
+        await tx.episodes.update("e6", context="harbour")
+        await tx.episodes.delete("e7")
+        await tx.steps.append("e6", Step(id="s2", action="harbour"))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["while it is open", "when it is opened again"])
+@pytest.mark.parametrize("name", REFUSING)
+async def test_records_are_written_all_the_same(name: str, again: bool, file_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "agent.db"
+    async with MemoryStore(file_url) as store:
+        await store.episodes.put_many([episode(f"e{n}", context=f"lantern n{n}") for n in range(50)])
+        assert len(await found(store, "lantern")) == 50
+        with database(path) as connection:
+            connection.execute(DAMAGE[name])
+        if not again:
+            await _write_all(store)
+    async with MemoryStore(file_url) as store:
+        if again:
+            await _write_all(store)
+        assert {entry[2] for entry in left_behind(path)} == {"default"}
+        with pytest.raises(DurableUnavailableError, match="memory-store reindex"):
+            await found(store, "harbour")
+        assert await store.reindex() == 48 + 4 + 2
+        assert await found(store, "harbour") == {"e1", "e6", "s1", "s2", *(f"new{n}" for n in range(4))}
+        assert len(await found(store, "lantern")) == 45
+    assert left_behind(path) == []
+    assert index_problems(path) == []
+    assert integrity_problems(path) == []
+    assert log_problems(path) == []
+
+
+@pytest.mark.parametrize("name", BLIND)
+async def test_a_search_says_what_to_do(name: str, file_url: str, tmp_path: Path) -> None:
+    async with MemoryStore(file_url) as store:
+        await store.episodes.put_many([episode(f"e{n}", context=f"lantern n{n}") for n in range(50)])
+        assert len(await found(store, "lantern")) == 50
+        with database(tmp_path / "agent.db") as connection:
+            connection.execute(DAMAGE[name])
+    async with MemoryStore(file_url) as store:
+        for syntax in ("plain", "expert"):
+            with pytest.raises(DurableUnavailableError, match="memory-store reindex"):
+                await store.search("lantern", mode="text", syntax=syntax)
+        assert (await store.episodes.get("e1")).context == "lantern n1"
+    done = memory_store(tmp_path, "reindex", "--url", file_url)
+    assert done.code == 0, done
+    async with MemoryStore(file_url) as store:
+        assert len(await found(store, "lantern")) == 50
+    assert index_problems(tmp_path / "agent.db") == []

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 
-from memory_store.durable.dialects.sqlite import error_code, translate
+from memory_store.durable.dialects.sqlite import error_code, is_index_damage, translate
 from memory_store.errors import ConstraintError, DurableUnavailableError
 
-__all__ = ["ConnectionLostError", "DismissedError", "TransientError", "is_refusal", "outcome_is_unknown", "translate"]
+__all__ = [
+    "ConnectionLostError",
+    "DismissedError",
+    "TransientError",
+    "is_index_damage",
+    "is_refusal",
+    "outcome_is_unknown",
+    "translate",
+]
 
 
 class TransientError(DurableUnavailableError):

@@ -18,6 +18,7 @@ from memory_store.errors import (
 )
 
 __all__ = [
+    "DAMAGED_INDEX",
     "allow_shadow_writes",
     "connection_pragmas",
     "copy_database",
@@ -85,6 +86,10 @@ _HINTS: dict[int, tuple[type[DurableError], str]] = {
 }
 
 
+DAMAGED_INDEX = "the full-text index is damaged; `memory-store reindex` makes it anew"
+"""Records can still be read and written."""
+
+
 def error_code(error: BaseException) -> int | None:
     """Return the primary SQLite result code behind an error, or None."""
     original: Any = error.orig if isinstance(error, DBAPIError) else error
@@ -92,13 +97,15 @@ def error_code(error: BaseException) -> int | None:
     return None if code is None else int(code) & 0xFF
 
 
-def is_index_damage(error: BaseException) -> bool:
-    """Return whether an error says that a virtual table is damaged, of which the full-text index is the only one here.
+# An ordinary table has other codes for both: that of a damaged page, and one for each kind of constraint. FTS5 has its
+# own tables refuse rows when it takes them for emptier than they are.
+_OF_INDEX = (sqlite3.SQLITE_CORRUPT_VTAB, sqlite3.SQLITE_CONSTRAINT)
 
-    Nothing else has this code; what is damaged in an ordinary table, FTS5's own among them, has another.
-    """
+
+def is_index_damage(error: BaseException) -> bool:
+    """Return whether an error says that a virtual table is damaged: the full-text index is the only one here."""
     original: Any = error.orig if isinstance(error, DBAPIError) else error
-    return getattr(original, "sqlite_errorcode", None) == sqlite3.SQLITE_CORRUPT_VTAB
+    return getattr(original, "sqlite_errorcode", None) in _OF_INDEX
 
 
 def translate(error: BaseException) -> BaseException:
@@ -118,7 +125,7 @@ def translate(error: BaseException) -> BaseException:
         return DurableUnavailableError(f"the driver refused: {original}")
     kind, hint = _HINTS.get(code, (DurableError, "the database failed"))
     if is_index_damage(original):
-        hint = "the full-text index is damaged; `memory-store reindex` makes it anew"
+        kind, hint = DurableUnavailableError, DAMAGED_INDEX
     name = getattr(original, "sqlite_errorname", "")
     return kind(f"{hint} ({name}: {original})")
 

@@ -20,8 +20,9 @@ from functools import lru_cache
 from typing import Any
 
 from memory_store.durable.connection import Connection
-from memory_store.durable.dialects.sqlite import allow_shadow_writes, error_code, is_index_damage
+from memory_store.durable.dialects.sqlite import DAMAGED_INDEX, allow_shadow_writes, error_code, is_index_damage
 from memory_store.durable.text_index import Condition, Document, Gone, Posting, meeting_query
+from memory_store.errors import DurableUnavailableError
 from memory_store.text.queries import Expression
 
 __all__ = ["FileTextIndex"]
@@ -132,7 +133,14 @@ class FileTextIndex:
     def frequencies(self, corpus: str, terms: Sequence[str]) -> list[int]:
         """Look them up in the vocabulary: 2 ms for a term in 50,000 documents."""
         found = "SELECT doc FROM documents_vocabulary WHERE term = ?"
-        return [next((int(n) for (n,) in self._connection.execute(found, (corpus + term,))), 0) for term in terms]
+        run = self._connection.execute
+        try:
+            return [next((int(n) for (n,) in run(found, (corpus + term,))), 0) for term in terms]
+        except sqlite3.DatabaseError as error:
+            # Where FTS5 does not even open the index, its vocabulary says so with codes that may mean anything.
+            if error_code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
+                raise
+            raise DurableUnavailableError(f"{DAMAGED_INDEX} ({error})") from error
 
     def postings(self, corpus: str, term: str, condition: Condition, limit: int) -> list[Posting]:
         """Read each place where the term stands, in the order of the documents, which CROSS JOIN keeps."""
