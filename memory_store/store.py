@@ -280,8 +280,8 @@ class MemoryStore(Namespace):
         On a server with pgvector the vectors as well, and the graphs of models that have come to 10,000 of them: until
         then a search compares all, which takes longer.
 
-        Never needed for correctness. The store, and others, go on meanwhile; searches are complete again when it has
-        ended. Interrupted, it is gone on with by the next search or the next call.
+        Needed where that index is damaged, as a search says then. The store, and others, go on meanwhile; searches are
+        complete again when it has ended. Interrupted, it is gone on with by the next search or the next call.
 
         Args:
             on_progress: called with what is done, how many records of how many.
