@@ -113,3 +113,27 @@ async def test_a_search_says_what_to_do(name: str, file_url: str, tmp_path: Path
     async with MemoryStore(file_url) as store:
         assert len(await found(store, "lantern")) == 50
     assert index_problems(tmp_path / "agent.db") == []
+
+
+async def test_work_on_the_index_fails_alone_in_its_batch(file_url: str, tmp_path: Path) -> None:
+    async with MemoryStore(file_url) as store:
+        await store.episodes.put(episode("e1", context="lantern"))
+        with database(tmp_path / "agent.db") as connection:
+            connection.execute(DAMAGE["the index without its structure"])
+        await store.episodes.update("e1", context="harbour")
+        assert store._shards is not None
+        before = left_behind(tmp_path / "agent.db")
+        first, indexed, last = await asyncio.gather(
+            store.episodes.put(episode("e2", context="harbour")),  # begins at once: the others are the next batch
+            store._shards[0].indexer.bring_in(None),
+            store.episodes.update("e1", context="harbour lights"),
+            return_exceptions=True,
+        )
+        assert (first.id, last.revision) == ("e2", 3)
+        assert isinstance(indexed, DurableUnavailableError)
+        assert "memory-store reindex" in str(indexed)
+        assert set(before) <= set(left_behind(tmp_path / "agent.db")), "what could not be brought in is still left"
+        await store.reindex()
+        assert await found(store, "harbour") == {"e1", "e2"}
+        assert await found(store, "lights") == {"e1"}
+    assert index_problems(tmp_path / "agent.db") == []
