@@ -84,6 +84,7 @@ def rank_documents(
 class _Ranking:
     def __init__(self, index: TextIndex, corpus: Corpus, within: Condition, limit: int) -> None:
         self._index, self._corpus, self._within, self._limit = index, corpus, within, limit
+        self._share = _B / max(corpus.average, 1.0)
 
     def of(self, keys: Sequence[int], terms: Sequence[str]) -> list[Match]:
         """Rank these documents; those that have none of the terms are left out."""
@@ -95,7 +96,8 @@ class _Ranking:
     def by_terms(self, terms: Sequence[str]) -> list[Match]:
         """Rank whatever has one of the terms."""
         weights = self._weights(terms)
-        rare = sorted((term for term in terms if weights[term] > _LEAST), key=lambda term: -weights[term])
+        there = [term for term in terms if self._frequencies[term]]
+        rare = sorted((term for term in there if weights[term] > _LEAST), key=lambda term: -weights[term])
         scores: dict[int, float] = {}
         read = 0
         unread: list[str] = []
@@ -105,7 +107,7 @@ class _Ranking:
                 break
             read += self._add(scores, term, weights[term])
         if len(scores) < self._limit and (unread or not scores):
-            others = [term for term in (unread if scores else terms) if self._frequencies[term]]
+            others = unread if scores else there
             newest = self._index.matching(self._corpus.name, others, self._within, _NEWEST) if others else []
             return self.of([*scores, *newest], terms)
         if unread:
@@ -146,22 +148,28 @@ class _Ranking:
 
     def _add(self, scores: dict[int, float], term: str, weight: float) -> int:
         postings = self._index.postings(self._corpus.name, term, self._within, _MOST_POSTINGS)
-        known, share = scores.get, _B / max(self._corpus.average, 1.0)
-        for key, count, length in postings:
-            gain = weight * count * (_K1 + 1) / (count + _K1 * (1 - _B + share * length))
-            scores[key] = known(key, 0.0) + gain
+        most, least, slope = weight * (_K1 + 1), _K1 * (1 - _B), _K1 * self._share
+        gains = [(key, most * count / (count + least + slope * length)) for key, count, length in postings]
+        if not scores:  # half the time of adding them up
+            scores.update(gains)
+        else:
+            known = scores.get
+            for key, gain in gains:
+                scores[key] = known(key, 0.0) + gain
         return len(postings)
 
     def _complete(self, scores: dict[int, float], terms: Sequence[str], weights: dict[str, float]) -> None:
-        share = _B / max(self._corpus.average, 1.0)
         found = self._index.counts(self._corpus.namespace, list(scores), self._corpus.name, terms)
         for key, length, counts in found:
-            dampened = _K1 * (1 - _B + share * length)
+            dampened = _K1 * (1 - _B + self._share * length)
             scores[key] += sum(
                 weights[term] * count * (_K1 + 1) / (count + dampened)
                 for term, count in zip(terms, counts, strict=True)
             )
 
     def _best(self, scores: dict[int, float]) -> list[Match]:
-        ordered = heapq.nsmallest(self._limit, scores.items(), key=lambda item: (-item[1], -item[0]))
-        return [Match(key, score) for key, score in ordered]
+        # By scores alone first: pairs take five times as long to compare.
+        best = heapq.nlargest(self._limit, scores.values())
+        least = best[-1] if best else 0.0
+        found = [Match(key, score) for key, score in scores.items() if score >= least]
+        return sorted(found, key=lambda match: (-match.score, -match.key))[: self._limit]

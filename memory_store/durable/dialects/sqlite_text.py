@@ -16,7 +16,6 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from typing import Any
 
 from memory_store.durable.connection import Connection
@@ -128,26 +127,27 @@ class FileTextIndex:
             f"WHERE documents_text MATCH ? ORDER BY t.rowid DESC LIMIT {_WEIGHED}",
             (_quoted(corpus, ""),),
         ).fetchall()
-        return count, sum(_length(size) for (size,) in sizes) / len(sizes) if sizes else 0.0
+        return count, sum(_LENGTHS[size] for (size,) in sizes) / len(sizes) if sizes else 0.0
 
     def frequencies(self, corpus: str, terms: Sequence[str]) -> list[int]:
-        """Look them up in the vocabulary: 2 ms for a term in 50,000 documents."""
-        found = "SELECT doc FROM documents_vocabulary WHERE term = ?"
-        run = self._connection.execute
+        """Look them up in the vocabulary by one cursor: to open it takes 25 us, a term in 50,000 documents 2 ms."""
+        named = [corpus + term for term in terms]
+        sql = f"SELECT term, doc FROM documents_vocabulary WHERE term IN ({', '.join('?' * len(named))})"
         try:
-            return [next((int(n) for (n,) in run(found, (corpus + term,))), 0) for term in terms]
+            found = dict(self._connection.execute(sql, named).fetchall())
         except sqlite3.DatabaseError as error:
             # Where FTS5 does not even open the index, its vocabulary says so with codes that may mean anything.
             if error_code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
                 raise
             raise DurableUnavailableError(f"{DAMAGED_INDEX} ({error})") from error
+        return [int(found.get(name, 0)) for name in named]
 
     def postings(self, corpus: str, term: str, condition: Condition, limit: int) -> list[Posting]:
         """Read each place where the term stands, in the order of the documents, which CROSS JOIN keeps."""
         most = limit * _PLACES
         if condition.ids is None:  # all of the corpus, whose name is in the term
             found = Counter(self._connection.execute(_POSTINGS, (corpus + term, most)).fetchall())
-            postings = [(key, times, _length(size)) for (key, size), times in found.items()]
+            postings = [(key, times, _LENGTHS[size]) for (key, size), times in found.items()]
         else:
             rows = self._connection.execute(
                 "SELECT d.key, d.length FROM documents_postings AS p CROSS JOIN documents AS d ON d.key = p.doc "
@@ -207,13 +207,21 @@ def _named(corpus: str, terms: str) -> str:
     return f"{corpus} {corpus}{terms.replace(' ', f' {corpus}')}"
 
 
-@lru_cache(maxsize=4096)
-def _length(size: bytes) -> int:
-    """Return how many terms a document has, without its corpus: seven bits a byte, the highest first."""
-    length = 0
-    for byte in size:
-        length = length << 7 | byte & 0x7F
-    return length - 1
+class _Lengths(dict[bytes, int]):
+    """How many terms a document has, without its corpus, by what FTS5 notes: seven bits a byte, the highest first.
+
+    A dictionary, since thousands are looked up in a search; texts are capped, so it stays small.
+    """
+
+    def __missing__(self, size: bytes) -> int:
+        length = 0
+        for byte in size:
+            length = length << 7 | byte & 0x7F
+        self[size] = length - 1
+        return length - 1
+
+
+_LENGTHS = _Lengths()
 
 
 def _quoted(corpus: str, term: str) -> str:
