@@ -112,6 +112,12 @@ def meeting(connection: Connection, condition: Condition, ids: Sequence[str] | N
     assert condition.ids is not None
     text, parameters = condition.ids
     if ids is not None:
-        text = f"SELECT id FROM ({text}) AS met WHERE met.id IN ({', '.join('?' * len(ids))})"  # noqa: S608 - our own
-        parameters = [*parameters, *ids]
+        # Each by itself: SQLite would find all that meet the condition, to look for these among them.
+        namespace, kind = condition.parameters[:2]
+        text = (
+            "SELECT d.id FROM (SELECT namespace, ? AS kind, id "  # noqa: S608 - our own words
+            f"FROM {RECORDS[kind].table.name} WHERE namespace = ? AND id IN ({', '.join('?' * len(ids))})) AS d "
+            f"WHERE {condition.sql}"
+        )
+        parameters = [kind, namespace, *ids, *condition.parameters]
     return [id_ for (id_,) in connection.execute(text, parameters)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import copying, search, search_server, search_vectors, server
+from . import copying, search, search_server, search_vectors, server, vectors
 from .coherence import commit_with, hit_bounded, hit_linearizable, linearizable_against_row
 from .harness import Benchmark
 from .pause import pause
@@ -95,6 +95,37 @@ BENCHMARKS: dict[str, Benchmark] = {
             "search_again", "a search asked again", "dict read + copy of the hits", search.again, 25.0, compared="ours"
         ),
         Benchmark("index_rate", "reindex", "FTS5 inserting the same text", search.index_rate, None, "at least"),
+        Benchmark(
+            "vectors_graph",
+            "the vector index: ten nearest through the graph",
+            "usearch's own search of it",
+            vectors.search_graph,
+            1.3,
+        ),
+        Benchmark(
+            "vectors_filter",
+            "the vector index: ten nearest of one in a hundred",
+            "numpy over the same ids",
+            vectors.search_filtered,
+            1.5,
+        ),
+        Benchmark(
+            "vectors_10k", "the vector index: ten of 10,000 compared", "numpy", vectors.search_exact(10_000), None
+        ),
+        Benchmark(
+            "vectors_100k", "the vector index: ten of 100,000 compared", "numpy", vectors.search_exact(100_000), None
+        ),
+        Benchmark(
+            "vectors_put", "the vector index: put one", "a row and a dict entry", vectors.put, 1.0, compared="ours"
+        ),
+        Benchmark(
+            "vectors_open",
+            "the vector index: open, with a graph",
+            "reading the keys + usearch view",
+            vectors.open_saved,
+            50.0,
+            compared="ours",
+        ),
         Benchmark(
             "search_vector",
             "ten nearest vectors, through the store",

@@ -21,7 +21,13 @@ KEYS = {"name", "ratio", "budget", "ours", "baseline", "unit", "environment", "v
 ENVIRONMENT = {"python", "sqlite", "cpu", "cores", "system", "commit", "date", "sqlalchemy", "aiosqlite"}
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+# They build graphs, for which nothing smaller than 10,000 vectors will do.
+SLOW = {"vectors_graph", "vectors_filter", "vectors_put", "vectors_open"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in BENCHMARKS]
+)
 async def test_it_runs_and_reports(name: str, tmp_path: Path) -> None:
     with Workspace(tmp_path) as workspace:
         measured = await BENCHMARKS[name].run(workspace, TINY)
@@ -71,6 +77,10 @@ def test_every_row_of_the_budget_is_there() -> None:
         "server_put_many": ("at least", 0.5, "ratio"),
         "server_list": ("at most", 1.5, "ratio"),
         "server_heads": ("at least", 1.8, "ratio"),
+        "vectors_graph": ("at most", 1.3, "ratio"),
+        "vectors_filter": ("at most", 1.5, "ratio"),
+        "vectors_put": ("at most", 1.0, "ours"),
+        "vectors_open": ("at most", 50.0, "ours"),
         "server_text_10k": ("at most", 1.3, "ratio"),
         "server_text_100k": ("at most", 1.3, "ratio"),
         "server_text_half": ("at most", 20.0, "ours"),
