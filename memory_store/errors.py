@@ -10,6 +10,7 @@ MemoryStoreError
 ├── CodecError                      stored bytes or lines that cannot be decoded
 ├── DurableError
 │   ├── DurableUnavailableError     the database cannot be reached, opened or written
+│   │   └── IndexDamagedError       records are whole, the full-text index is not: `reindex` makes it anew
 │   ├── DurableTimeoutError         another program holds the database longer than `timeout_s`
 │   ├── CommitUnknownError          the commit may or may not have happened; `resolve` finds out
 │   ├── PositionLostError           the database does not know this position (any more)
@@ -40,6 +41,7 @@ __all__ = [
     "DurableTimeoutError",
     "DurableUnavailableError",
     "EmbedderError",
+    "IndexDamagedError",
     "InvalidRecordError",
     "MemoryStoreError",
     "PositionLostError",
@@ -158,6 +160,10 @@ class DurableError(MemoryStoreError):
 
 class DurableUnavailableError(DurableError):
     """The database cannot be reached, opened or written."""
+
+
+class IndexDamagedError(DurableUnavailableError):
+    """The full-text index of a file is damaged, the records are not: `store.reindex()` makes it anew from them."""
 
 
 class DurableTimeoutError(DurableError):

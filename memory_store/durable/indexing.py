@@ -21,7 +21,7 @@ from memory_store.durable.lookup import Ask, Work, find_existing
 from memory_store.durable.operations import Context
 from memory_store.durable.text_index import Gone
 from memory_store.durable.writer import Writer
-from memory_store.errors import MemoryStoreError, StoreClosedError
+from memory_store.errors import DurableError, IndexDamagedError, MemoryStoreError, StoreClosedError
 from memory_store.records import RECORDS
 from memory_store.text.documents import SEARCHED
 
@@ -207,7 +207,8 @@ class Indexer:
     async def read(self, lane: Lane, namespace: str, find: Callable[[Connection, bool], T | None]) -> tuple[T, bool]:
         """Return what a search finds, and whether all that is stored was looked at.
 
-        What was left behind is brought in first, unless it is so much that the search does without the rest.
+        What was left behind is brought in first, unless it is so much, or cannot be written, that the search does
+        without the rest: a disk that is full, or a row that cannot be indexed, is no reason to find nothing.
 
         Args:
             lane: where it reads.
@@ -215,13 +216,19 @@ class Indexer:
             find: `find(connection, anyway)` returns None where something is still to be indexed, unless `anyway`.
 
         Raises:
-            DurableError: the database cannot be read, or what was left behind cannot be written.
+            DurableError: the database cannot be read.
+            IndexDamagedError: its index is damaged.
         """
         for _ in range(_MOST_PIECES):
             found = await lane.run(lambda connection: find(connection, False))
             if found is not None:
                 return found, True
-            await self.bring_in(namespace)
+            try:
+                await self.bring_in(namespace)
+            except IndexDamagedError:
+                raise
+            except DurableError:
+                break
         found = await lane.run(lambda connection: find(connection, True))
         assert found is not None
         self.begin()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memory_store import DurableUnavailableError, MemoryStore, Step
+from memory_store import IndexDamagedError, MemoryStore, Step
 from tests.fault.search_truth import found, index_problems, left_behind
 from tests.fault.support import database, episode, integrity_problems, log_problems
 from tests.integration.cli_support import memory_store
@@ -85,7 +85,7 @@ async def test_records_are_written_all_the_same(name: str, again: bool, file_url
         if again:
             await _write_all(store)
         assert {entry[2] for entry in left_behind(path)} == {"default"}
-        with pytest.raises(DurableUnavailableError, match="memory-store reindex"):
+        with pytest.raises(IndexDamagedError, match="memory-store reindex"):
             await found(store, "harbour")
         assert await store.reindex() == 48 + 4 + 2
         assert await found(store, "harbour") == {"e1", "e6", "s1", "s2", *(f"new{n}" for n in range(4))}
@@ -105,7 +105,7 @@ async def test_a_search_says_what_to_do(name: str, file_url: str, tmp_path: Path
             connection.execute(DAMAGE[name])
     async with MemoryStore(file_url) as store:
         for syntax in ("plain", "expert"):
-            with pytest.raises(DurableUnavailableError, match="memory-store reindex"):
+            with pytest.raises(IndexDamagedError, match="memory-store reindex"):
                 await store.search("lantern", mode="text", syntax=syntax)
         assert (await store.episodes.get("e1")).context == "lantern n1"
     done = memory_store(tmp_path, "reindex", "--url", file_url)
@@ -113,6 +113,24 @@ async def test_a_search_says_what_to_do(name: str, file_url: str, tmp_path: Path
     async with MemoryStore(file_url) as store:
         assert len(await found(store, "lantern")) == 50
     assert index_problems(tmp_path / "agent.db") == []
+
+
+async def test_what_cannot_be_indexed_keeps_nothing_else_from_being_found(file_url: str, tmp_path: Path) -> None:
+    """As on a full disk, or on a file that has become read-only."""
+    async with MemoryStore(file_url) as store:
+        await store.episodes.put(episode("first", context="lantern"))
+        with database(tmp_path / "agent.db") as connection:
+            connection.execute(
+                "CREATE TRIGGER refuse BEFORE INSERT ON documents WHEN NEW.id = 'e17' "
+                "BEGIN SELECT RAISE(ABORT, 'no room'); END"
+            )
+        await store.episodes.put_many([episode(f"e{number}", context="lantern") for number in range(20)])
+        found = await store.search("lantern", mode="text", limit=100)
+        assert ([hit.id for hit in found], found.complete) == (["first"], False)
+        with database(tmp_path / "agent.db") as connection:
+            connection.execute("DROP TRIGGER refuse")
+        found = await store.search("lantern", mode="text", limit=100)
+        assert (len(found), found.complete) == (21, True)
 
 
 async def test_work_on_the_index_fails_alone_in_its_batch(file_url: str, tmp_path: Path) -> None:
@@ -130,7 +148,7 @@ async def test_work_on_the_index_fails_alone_in_its_batch(file_url: str, tmp_pat
             return_exceptions=True,
         )
         assert (first.id, last.revision) == ("e2", 3)
-        assert isinstance(indexed, DurableUnavailableError)
+        assert isinstance(indexed, IndexDamagedError)
         assert "memory-store reindex" in str(indexed)
         assert set(before) <= set(left_behind(tmp_path / "agent.db")), "what could not be brought in is still left"
         await store.reindex()

@@ -85,6 +85,7 @@ def test_the_tree_of_errors() -> None:
         "CodecError": "MemoryStoreError",
         "DurableError": "MemoryStoreError",
         "DurableUnavailableError": "DurableError",
+        "IndexDamagedError": "DurableUnavailableError",
         "DurableTimeoutError": "DurableError",
         "CommitUnknownError": "DurableError",
         "PositionLostError": "DurableError",

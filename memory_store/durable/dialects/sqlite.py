@@ -13,6 +13,7 @@ from memory_store.errors import (
     DurableError,
     DurableTimeoutError,
     DurableUnavailableError,
+    IndexDamagedError,
     MemoryStoreError,
     StorageFullError,
 )
@@ -125,7 +126,7 @@ def translate(error: BaseException) -> BaseException:
         return DurableUnavailableError(f"the driver refused: {original}")
     kind, hint = _HINTS.get(code, (DurableError, "the database failed"))
     if is_index_damage(original):
-        kind, hint = DurableUnavailableError, DAMAGED_INDEX
+        kind, hint = IndexDamagedError, DAMAGED_INDEX
     name = getattr(original, "sqlite_errorname", "")
     return kind(f"{hint} ({name}: {original})")
 

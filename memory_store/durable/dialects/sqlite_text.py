@@ -21,7 +21,7 @@ from typing import Any
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects.sqlite import DAMAGED_INDEX, allow_shadow_writes, error_code, is_index_damage
 from memory_store.durable.text_index import Condition, Document, Gone, Posting, meeting_query
-from memory_store.errors import DurableUnavailableError
+from memory_store.errors import IndexDamagedError
 from memory_store.text.queries import Expression
 
 __all__ = ["FileTextIndex"]
@@ -139,7 +139,7 @@ class FileTextIndex:
             # Where FTS5 does not even open the index, its vocabulary says so with codes that may mean anything.
             if error_code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
                 raise
-            raise DurableUnavailableError(f"{DAMAGED_INDEX} ({error})") from error
+            raise IndexDamagedError(f"{DAMAGED_INDEX} ({error})") from error
         return [int(found.get(name, 0)) for name in named]
 
     def postings(self, corpus: str, term: str, condition: Condition, limit: int) -> list[Posting]:
