@@ -22,7 +22,7 @@ from memory_store.recall.models import Models
 from memory_store.recall.places import LEVELS, Asking, Level, Recall
 from memory_store.recall.search import Search
 from memory_store.records import RECORDS, Embedding, Episode, Pattern, SpatiotemporalEntry, Step
-from memory_store.search.asked import Mode, Syntax, Where, ask
+from memory_store.search.asked import Mode, Syntax, Where
 from memory_store.search.results import SearchResults
 from memory_store.telemetry import Telemetry, spanned
 from memory_store.transaction import UnitOfWork
@@ -175,9 +175,7 @@ class Namespace(Collections):
             ConfigurationError: an argument has a value it cannot have, or the cursor is of another search.
             DurableError: the database cannot be read.
         """
-        asked = ask(
-            self._access.dialect,
-            self.name,
+        asked = self._search.ask(
             query,
             kinds=kinds,
             where=where,

@@ -55,17 +55,22 @@ def condition_on(dialect: Dialect, namespace: str, kind: str, where: Sequence[Co
     ours = ("d.namespace = ? AND d.kind = ?", [namespace, kind])
     if not where:
         return Condition(*ours, None)
-    ids, found = _compiled(dialect, namespace, kind, where, None)
-    exists, values = _compiled(dialect, namespace, kind, where, "d.id")
-    return Condition(f"{ours[0]} AND EXISTS ({exists})", [*ours[1], *values], Query(ids, found))
+    named = tuple(kind_named(expression) for expression in where)
+    ids = Query(*_compiled(dialect, namespace, kind, where, named, None))
+    exists, values = _compiled(dialect, namespace, kind, where, named, "d.id")
+    return Condition(f"{ours[0]} AND EXISTS ({exists})", [*ours[1], *values], ids)
 
 
 def _compiled(
-    dialect: Dialect, namespace: str, kind: str, where: Sequence[ColumnElement[bool]], is_id: str | None
+    dialect: Dialect,
+    namespace: str,
+    kind: str,
+    where: Sequence[ColumnElement[bool]],
+    named: tuple[str, ...],
+    is_id: str | None,
 ) -> tuple[str, list[Any]]:
     """Return the query for the ids of the records that meet the expressions, or for whether that with an id does."""
     spec, episode = RECORDS[kind], RECORDS["episode"]
-    named = tuple(kind_named(expression) for expression in where)
 
     def build() -> Select[Any]:
         said = list(zip(named, where, strict=True))

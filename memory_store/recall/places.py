@@ -23,7 +23,7 @@ from memory_store.durable.log import one_state
 from memory_store.errors import ConfigurationError
 from memory_store.recall.search import Search
 from memory_store.records import Episode
-from memory_store.search.asked import Asked, Mode, ask
+from memory_store.search.asked import Asked, Mode
 from memory_store.search.clusters import clusters_of, recency
 from memory_store.search.results import Hit, Kept, SearchResults
 
@@ -98,9 +98,7 @@ class Recall:
         return SearchResults(tuple(hits), None, complete, diversity, tuple(explanation) if asking.explain else ())
 
     def _asked(self, asking: Asking, where: Sequence[ColumnElement[bool]], levels: Collection[str]) -> Asked:
-        return ask(
-            self._access.dialect,
-            self._access.namespace,
+        return self._search.ask(
             asking.query,
             kinds="episode",
             where=where or None,

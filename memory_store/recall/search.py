@@ -19,7 +19,7 @@ from memory_store.recall.by_text import ByText, Found, Ranked, in_order, rows_of
 from memory_store.recall.models import Models
 from memory_store.recall.selection import Candidate, select
 from memory_store.recall.spaces import load_arrays
-from memory_store.search.asked import Asked
+from memory_store.search.asked import Asked, Asker
 from memory_store.search.fusion import fuse, vector_weight
 from memory_store.search.results import Hit, Place, SearchResults, continued, read_cursor, write_cursor
 
@@ -53,8 +53,13 @@ class Search:
 
     def __init__(self, access: TieredAccess, models: Models) -> None:
         self._access, self._models = access, models
+        self._asker = Asker(access.namespace)
         self._answers: LRUCache[Any, _Answer] = LRUCache(_ANSWERS_BYTES, getsizeof=lambda answer: answer.bytes)
         self._text = ByText(access)
+
+    def ask(self, query: str, **arguments: Any) -> Asked:
+        """Return what is asked in one form; see `search/asked.py`."""
+        return self._asker.ask(self._access.dialect, query, **arguments)
 
     async def search(self, asked: Asked, cursor: str | None = None) -> SearchResults:
         """Answer from what is known, or by searching."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgpack
+from cachetools import LRUCache
 from sqlalchemy import Dialect
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -21,7 +22,7 @@ from memory_store.text.documents import SEARCHED
 from memory_store.text.queries import Expression, parse_query
 from memory_store.text.terms import terms_of
 
-__all__ = ["MOST_HITS", "Asked", "Mode", "Syntax", "Where", "ask"]
+__all__ = ["MOST_HITS", "Asked", "Asker", "Mode", "Syntax", "Where", "ask"]
 
 Mode = Literal["hybrid", "text", "vector"]
 Syntax = Literal["plain", "expert"]
@@ -31,6 +32,8 @@ MOST_HITS = 1000
 """Of one page."""
 _MOST_CHARACTERS = 10_000
 _MOST_TERMS = 64
+# Searches whose form is remembered, and characters of a query of which it is.
+_MOST_ASKED, _MOST_REMEMBERED = 256, 500
 _GREATEST = 3.4028234663852886e38  # of the numbers that have 32 bits, as those of stored vectors have
 
 
@@ -119,6 +122,64 @@ def ask(
     if len(key) > 4096:
         key = hashlib.blake2b(key).digest()
     return Asked(query, terms, conditions, mode, limit, diversity, of_vectors, numbers, model, reads, key)
+
+
+class Asker:
+    """Brings what a namespace is asked into one form; what was asked before is known by its arguments.
+
+    It takes 2 us instead of 15, and of 100 with expressions.
+
+    Args:
+        namespace: which.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._asked: LRUCache[Hashable, Asked] = LRUCache(_MOST_ASKED)
+
+    def ask(self, dialect: Dialect, query: str, **arguments: Any) -> Asked:
+        """Return `ask` of the same arguments."""
+        key = _as_given(query, arguments)
+        known = None if key is None else self._asked.get((dialect.name, key))
+        if known is None:
+            known = ask(dialect, self._namespace, query, **arguments)
+            if key is not None:
+                self._asked[dialect.name, key] = known
+        return known
+
+
+def _as_given(query: str, arguments: Mapping[str, Any]) -> Hashable | None:
+    """Return what makes these arguments equal to others; None where that would take longer than to look at them."""
+    if not isinstance(query, str) or len(query) > _MOST_REMEMBERED or arguments.get("vector") is not None:
+        return None
+    given: list[Any] = [query]
+    for name, value in arguments.items():
+        if name == "where" and value is not None:
+            value = _expressions(value)
+            if value is None:
+                return None
+        elif name == "kinds" and isinstance(value, list):
+            value = tuple(value)
+        elif value is not None and not isinstance(value, str | int | float | tuple | datetime):
+            return None
+        given += (name, type(value), value)  # 1 equals True, and is another argument
+    return tuple(given)
+
+
+def _expressions(where: Any) -> Hashable | None:
+    """Return what makes SQLAlchemy's expressions equal: their forms, and the values in them."""
+    found: list[Any] = []
+    for expression in [where] if isinstance(where, ColumnElement) else where:
+        key = expression._generate_cache_key() if isinstance(expression, ColumnElement) else None
+        if key is None:
+            return None
+        found.append(key.key)
+        for parameter in key.bindparams:
+            value = parameter.effective_value
+            if not isinstance(value, str | int | float | datetime | None):
+                return None
+            found += (type(value), value)
+    return tuple(found)
 
 
 def _check(query: str, mode: str, syntax: str, limit: int, diversity: float | None) -> None:

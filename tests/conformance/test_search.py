@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -288,3 +289,23 @@ async def test_many_searches_and_writes_at_once(store: MemoryStore) -> None:
 
     await asyncio.gather(*(write(number) for number in range(40)))
     assert len(await found(store, "parallel", limit=1000)) == 40
+
+
+async def test_what_was_asked_before_is_known_by_its_arguments(url: str) -> None:
+    async with MemoryStore(url) as store:
+        await store.episodes.put_many(
+            [make_episode(id=f"e{n}", domain="web" if n % 2 else "cli", context="lantern") for n in range(6)]
+        )
+
+        async def found(**asked: Any) -> set[str]:
+            return {hit.id for hit in await store.search("lantern", mode="text", kinds=["episode"], **asked)}
+
+        for domain, ids in (("web", {"e1", "e3", "e5"}), ("cli", {"e0", "e2", "e4"})) * 2:
+            assert await found(where=Episode.c.domain == domain) == ids
+            assert await found(where=[Episode.c.domain == domain, Episode.c.id.in_(["e0", "e1"])]) == ids & {"e0", "e1"}
+            assert await found(where=(Episode.c.domain != domain,)) == {f"e{n}" for n in range(6)} - ids
+        assert len(await found(limit=1)) == 1
+        with pytest.raises(TypeError, match="limit"):
+            await found(limit=True)  # which equals 1
+        with pytest.raises(TypeError, match="where"):
+            await found(where="domain = 'web'")
