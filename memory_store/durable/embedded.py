@@ -20,6 +20,7 @@ from memory_store.durable.engine import Target, make_engine
 from memory_store.durable.lane import Lane, ThreadLane
 from memory_store.durable.lock import FileLock
 from memory_store.durable.log import Listener, read_head
+from memory_store.durable.private import make_private
 from memory_store.durable.probe import Probe
 from memory_store.durable.reader import Reader
 from memory_store.durable.statements import dialect
@@ -79,7 +80,8 @@ class EmbeddedTier:
         if self._settings.migrate == "check":
             schema.check(found, self.target)
         # In a thread: DDL, Alembic's import and waiting for another process would block the event loop.
-        await asyncio.to_thread(schema.upgrade, self.target, self._settings.timeout_s)
+        make = make_private if self.target.memory else schema.upgrade
+        await asyncio.to_thread(make, self.target, self._settings.timeout_s)
 
     async def _start(self, engine: AsyncEngine, resources: AsyncExitStack) -> str | None:
         """Open the lanes if the database is at this library's revision; return the revision it is at."""
