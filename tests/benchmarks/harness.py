@@ -35,12 +35,14 @@ class Sizes:
         rounds: rounds of a benchmark whose round takes milliseconds; slower ones take fewer.
         slice: operations a round.
         ticks: samples of the event loop's lateness, an operation.
+        queries: texts of each sort that are sought.
     """
 
     rows: int = 100_000
     rounds: int = 25
     slice: int = 1000
     ticks: int = 3000
+    queries: int = 10
 
     def fewer(self, most: int) -> int:
         """Return the rounds of a slow benchmark."""

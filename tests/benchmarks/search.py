@@ -95,7 +95,7 @@ async def _text(rows: int, workspace: Workspace, sizes: Sizes) -> Measured:
     rows = min(rows, sizes.rows)
     async with _both(workspace, rows) as (store, find):
         ours = searches(store, kinds="episode", mode="text")
-        return await over_queries(queries(rows), ours, _finds(find), sizes.fewer(15))
+        return await over_queries(queries(rows, sizes.queries), ours, _finds(find), sizes.fewer(15))
 
 
 async def half(workspace: Workspace, sizes: Sizes) -> Measured:
@@ -109,7 +109,7 @@ async def again(workspace: Workspace, sizes: Sizes) -> Measured:
     """A search asked again; the baseline finds its ten hits in a dictionary and copies them, as a caller needs."""
     count = min(sizes.slice, 200)
     rows = min(sizes.rows, _INDEXED)
-    [query, *_] = queries(rows)["two_words"]
+    [query, *_] = queries(rows, sizes.queries)["two_words"]
     async with open_quiet(await with_documents(workspace, rows)) as store:
         known = {query: await store.search(query, mode="text")}
 

@@ -124,7 +124,7 @@ async def _text(rows: int, workspace: Workspace, sizes: Sizes) -> Measured:
     rows = min(rows, sizes.rows)
     async with _opened(workspace, rows) as (store, driver):
         ours = searches(store, kinds="episode", mode="text")
-        return await over_queries(queries(rows), ours, _finds(driver), sizes.fewer(8))
+        return await over_queries(queries(rows, sizes.queries), ours, _finds(driver), sizes.fewer(8))
 
 
 async def half(workspace: Workspace, sizes: Sizes) -> Measured:

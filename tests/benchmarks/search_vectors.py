@@ -162,7 +162,7 @@ def recall(*, by_vector_too: bool) -> Callable[[Workspace, Sizes], Awaitable[Mea
     """
 
     async def run(workspace: Workspace, sizes: Sizes) -> Measured:
-        questions = [query for of_sort in queries(sizes.rows).values() for query in of_sort]
+        questions = [query for of_sort in queries(sizes.rows, sizes.queries).values() for query in of_sort]
         async with _opened(workspace, sizes.rows) as case:
             if by_vector_too:
                 await case.index()

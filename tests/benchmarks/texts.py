@@ -22,7 +22,6 @@ RETRIEVAL = REPOSITORY.parent / "shared" / "data" / "retrieval"
 _DOCUMENT_CHARACTERS = 1000
 _SHORTEST_LINE, _LONGEST_LINE = 20, 200
 _SAMPLE = 4000
-_EACH = 10
 _WORD = re.compile(r"[a-z]{4,}")
 
 
@@ -67,8 +66,8 @@ def _shares(rows: int) -> dict[str, float]:
     return {word: count / len(sample) for word, count in sorted(counted.items())}
 
 
-def queries(rows: int) -> dict[str, list[str]]:
-    """Return some queries of each sort, to be sought in the first `rows` documents.
+def queries(rows: int, each: int) -> dict[str, list[str]]:
+    """Return so many queries of each sort, to be sought in the first `rows` documents.
 
     A rare word is in a few of 10,000 documents, a middling one in one of a hundred. Questions are what people asked of
     the retrieval sets, where these are, else ten words that are not rare.
@@ -80,10 +79,10 @@ def queries(rows: int) -> dict[str, list[str]]:
     asked = [str(line["text"]) for path in sorted(RETRIEVAL.glob("*/queries.jsonl")) for line in json_lines(path)]
     questions = [said for said in asked if len(said.split()) == 10]
     return {
-        "rare": chance.sample(rare, _EACH),
-        "middling": chance.sample(middling, _EACH),
-        "two_words": [" ".join(chance.sample(middling, 2)) for _ in range(_EACH)],
-        "question": chance.sample(questions or [" ".join(chance.sample(usual, 10)) for _ in range(_EACH)], _EACH),
+        "rare": chance.sample(rare, each),
+        "middling": chance.sample(middling, each),
+        "two_words": [" ".join(chance.sample(middling, 2)) for _ in range(each)],
+        "question": chance.sample(questions or [" ".join(chance.sample(usual, 10)) for _ in range(each)], each),
     }
 
 

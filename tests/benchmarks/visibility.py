@@ -30,7 +30,7 @@ async def visible(workspace: Workspace, sizes: Sizes) -> Measured:
         path = workspace.new("visible")
         async with open_quiet(path, staleness_s=staleness_s) as store:
             record = await store.episodes.put(Episode(task_type="testing", domain="web", reward_score=0.0))
-            delays = await _watch(store, path, record.id, max(4, min(writes, sizes.rounds * 6)), staleness_s)
+            delays = await _watch(store, path, record.id, max(4, min(writes, sizes.ticks // 20)), staleness_s)
         detail[f"p99_ms_at_{staleness_s * 1e3:g}"] = sorted(delays)[int(len(delays) * 0.99)] * 1e3
         detail[f"p50_ms_at_{staleness_s * 1e3:g}"] = sorted(delays)[len(delays) // 2] * 1e3
     shares = {bound: detail[f"p99_ms_at_{bound * 1e3:g}"] / (bound * 1e3) for bound in _BOUNDS_S}
