@@ -80,6 +80,7 @@ MUTANTS = (
         "freshness counts from the end of a look",
         (Edit(Coherence, "look", "self._looked(began", "self._looked(boot_s()"),),
         favourite="slow",
+        first=892,
     ),
     Mutant(
         "freshness counts from the end of a slow look",
@@ -115,6 +116,7 @@ MUTANTS = (
         "nothing is in doubt where nobody can look at once",
         (Edit(Coherence, "_look_or_doubt", "self.doubt()", "pass"),),
         favourite="far",
+        first=95,
     ),
     Mutant(
         "what began before a doubt takes it away",
@@ -135,6 +137,7 @@ MUTANTS = (
         "freshness counts from the end of a look at all heads",
         (Edit(HeadWatch, "_seen", "began)", "boot_s())"),),
         favourite="slow",
+        first=100,
     ),
     Mutant(
         "who cannot look at once is answered without a look",
@@ -152,16 +155,19 @@ MUTANTS = (
     Mutant(
         "the head is read after the rows",
         (Edit(reader, "_snapshot_at_once", "HeadState(*found[0][-_HEAD_WIDTH:])", "read_head(connection)"),),
+        first=102,
     ),
     Mutant(
         "the log that is read later need not lead to the head",
         (Edit(log, "read_run", " or rows[-1][:2] != head[:2]", ""),),
         favourite="rewind",
+        first=419,
     ),
     Mutant(
         "a restart lets rebuilds and loads under way pass",
         (Edit(CacheTier, "restart", "fence.floor = NEVER", "pass"),),
         favourite="rewind",
+        first=265,
     ),
     Mutant(
         "a restart keeps entries from a later position",
@@ -190,6 +196,7 @@ MUTANTS = (
     Mutant(
         "a commit follows the watermark if its position is the next one",
         (Edit(Coherence, "publish", _CONNECTS, "commit.position - known.position in (0, 1)"),),
+        first=1333,
     ),
     Mutant(
         "parts are appended to an entry below the floor",
@@ -200,6 +207,7 @@ MUTANTS = (
         "a late run need not come past the watermark",
         (Edit(log, "advance", "changes is None or not any(", "changes is None or any(() and "),),
         favourite="rewind",
+        first=106,
     ),
     Mutant(
         "a log that cannot say what changed counts as no change",
@@ -212,10 +220,12 @@ MUTANTS = (
     Mutant(
         "rows are read in a later snapshot than the head",
         (Edit(reader, "snapshot_of", "with one_state(connection):", "if True:"),),
+        first=155,
     ),
     Mutant(
         "a position of another process is not waited for",
         (Edit(Coherence, "refresh", "stale or (at_least or 0) > self.cache.head.position", "stale"),),
+        first=444,
     ),
     Mutant(
         "linearizable reads do not look",
@@ -229,10 +239,12 @@ MUTANTS = (
         "reads past the cache do not bring it up",
         (Edit(TieredAccess, "rows_by_id", "await self.coherence.catch_up(at_least)", "pass"),),
         favourite="rewind",
+        first=176,
     ),
     Mutant(
         "a counted number outlives changes",
         (Edit(CacheTier, "read_result", "entry_as_of(entry) < reads.changed", "False"),),
+        first=96,
     ),
     Mutant(
         "a saved entry is adopted though it changed meanwhile",
@@ -249,6 +261,7 @@ MUTANTS = (
             Edit(CacheKeeper, "_adopt_saved", "not self._shards.know(changed.heads)", "False"),
         ),
         favourite="rewind",
+        first=152,
     ),
     Mutant(
         "entries newer than its watermark are saved",

@@ -31,12 +31,14 @@ class Mutant(NamedTuple):
         edits: what is changed in the library.
         gaps: whether instead the database hands out positions that become visible out of order.
         favourite: what the histories that look for it do more often, where it is rare.
+        first: the first history that looks for it: where few notice it, the first known to, which need not stay so.
     """
 
     name: str
     edits: tuple[Edit, ...] = ()
     gaps: bool = False
     favourite: str | None = None
+    first: int = 0
 
 
 def _changed(edits: list[Edit]) -> Any:
