@@ -27,6 +27,8 @@ CHILDREN.set_forkserver_preload(
         # What is imported late: pydantic, by typer, took nine tenths of a short command's time.
         *["typer._adapters", "pydantic", "rich._emoji_codes", "alembic.config", "logging.config", "snowballstemmer"],
         *["memory_store.durable.embedded", "memory_store.durable.dialects.sqlite_text"],
+        # What test modules import, whose functions are run.
+        *["pytest", "tests.servers.fixtures", "opentelemetry.trace", "sqlalchemy.dialects.postgresql.asyncpg"],
     ]
 )
 
