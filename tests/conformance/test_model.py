@@ -233,7 +233,7 @@ async def _fail(context: Any) -> None:
 
 
 SETTINGS = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=15, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestOnFile = StoreAgainstModel.TestCase
 TestOnFile.settings = SETTINGS

@@ -31,7 +31,7 @@ async def run_flips(tmp_path: Path, count: int, seed: int) -> None:
 
 
 async def test_flipped_bits_of_the_database(tmp_path: Path) -> None:
-    await run_flips(tmp_path, 250, seed=21)
+    await run_flips(tmp_path, 100, seed=21)
 
 
 async def test_a_database_that_was_cut_off_is_an_error_of_ours(tmp_path: Path) -> None:

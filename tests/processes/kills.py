@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection
@@ -170,13 +171,13 @@ class Run:
         self._slots = [Slot(number, path, self.figures) for number in range(SLOTS)]
         self._lives = 0
 
-    def kill_until(self, kills: int) -> None:
-        """Kill until there were that many kills, and check everything."""
+    def kill_until(self, kills: int, most: int, enough: Callable[[Figures], bool]) -> None:
+        """Kill until there were that many kills and they were enough, and check everything."""
         checked = 0
         try:
             for slot in self._slots:
                 self._begin(slot, "one died")
-            while self.figures.kills < kills:
+            while self.figures.kills < kills or (self.figures.kills < most and not enough(self.figures)):
                 victim = self._wait_for_the_instant()
                 everybody = self._random.random() < 0.15
                 for slot in self._slots if everybody else [victim]:
@@ -257,10 +258,15 @@ class Run:
         self._check()
 
 
-def kill_again_and_again(path: Path, kills: int, seed: int) -> Figures:
-    """Kill processes that use a database until there were so many kills; return the figures, or raise what is wrong."""
+def kill_again_and_again(
+    path: Path, kills: int, seed: int, most: int = 0, enough: Callable[[Figures], bool] = lambda _: True
+) -> Figures:
+    """Kill processes that use a database until there were so many kills; return the figures, or raise what is wrong.
+
+    Where they were not `enough`, it goes on until they are, or until there were `most`.
+    """
     run = Run(path, seed)
-    run.kill_until(kills)
+    run.kill_until(kills, most, enough)
     return run.figures
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes.kills import kill_again_and_again
+from tests.processes.kills import Figures, kill_again_and_again
 from tests.processes.ledger import Ledger, LostError
 
 PLACES = [
@@ -24,12 +24,17 @@ PLACES = [
 """Where kills must fall on purpose, besides anywhere."""
 
 
-def test_nothing_acknowledged_is_lost_over_200_kills(tmp_path: Path, show: Callable[..., None]) -> None:
-    figures = kill_again_and_again(tmp_path / "agent.db", 200, seed=1)
+def missed(figures: Figures) -> list[str]:
+    few = [when for when, seconds in figures.recovered_s.items() if len(seconds) <= 10]
+    return [place for place in PLACES if not figures.stops[place]] + few
+
+
+def test_nothing_acknowledged_is_lost_over_100_kills(tmp_path: Path, show: Callable[..., None]) -> None:
+    """Over a hundred, or as many more as it takes to meet every place."""
+    figures = kill_again_and_again(tmp_path / "agent.db", 100, seed=1, most=250, enough=lambda found: not missed(found))
     show(figures.lines())
     assert figures.acknowledged > 200
-    assert [place for place in PLACES if not figures.stops[place]] == []
-    assert all(len(seconds) > 10 for seconds in figures.recovered_s.values())
+    assert missed(figures) == []
 
 
 def ledger() -> Ledger:
