@@ -13,10 +13,12 @@ from time import perf_counter
 from typing import Any
 
 import asyncpg
+import numpy as np
 
 from memory_store import MemoryStore
 from memory_store.codec import CODECS
 from memory_store.records import RECORDS
+from tests.mixtures import Matrix
 from tests.servers.postgres import PostgresServer
 
 from . import vector_case
@@ -24,7 +26,9 @@ from .harness import Measured, Sizes, Slice, Workspace, compare
 from .rows import NAMESPACE
 from .search import searches
 from .searched import (
+    DIMENSIONS,
     LIMIT,
+    MODEL,
     any_word,
     over_queries,
     put_documents,
@@ -32,7 +36,7 @@ from .searched import (
     vectors,
 )
 from .texts import queries, word_in_half
-from .vector_case import VectorCase
+from .vector_case import VectorCase, with_detail
 
 _decode = CODECS["episode"].decode
 _COLUMNS = ", ".join(RECORDS["episode"].columns)
@@ -49,6 +53,10 @@ _MATCH = (
 _READ = f"SELECT {_COLUMNS} FROM episodes WHERE namespace = $1 AND id = ANY($2)"
 _READ_VECTORS = (
     f"SELECT {', '.join(RECORDS['embedding'].columns)} FROM embeddings WHERE namespace = $1 AND id = ANY($2)"
+)
+_NEAREST = (
+    f"SELECT id FROM vectors WHERE model_name = '{MODEL}' AND vector_dim = {DIMENSIONS} "
+    f"ORDER BY CAST(vector AS halfvec({DIMENSIONS})) <#> CAST($1 AS halfvec({DIMENSIONS})) LIMIT {LIMIT}"
 )
 _MEETING = (
     "SELECT m.id FROM embeddings AS m JOIN episodes AS e ON e.namespace = m.namespace AND e.id = m.episode_id "
@@ -78,6 +86,7 @@ async def _opened(
         stored = vectors(rows).stored
         async with MemoryStore(url, namespace=NAMESPACE, cache_path=str(path.with_name("saved"))) as store:
             await put_embeddings(store, stored)
+            await store.reindex()  # which builds the graph
         await _run(dsn, "VACUUM ANALYZE")
         marker.touch()
 
@@ -135,7 +144,7 @@ async def half(workspace: Workspace, sizes: Sizes) -> Measured:
 
 
 @asynccontextmanager
-async def _case(workspace: Workspace, rows: int) -> AsyncIterator[VectorCase]:
+async def _case(workspace: Workspace, rows: int) -> AsyncIterator[tuple[VectorCase, Any]]:
     decode = CODECS["embedding"].decode
     async with _opened(workspace, rows, with_vectors=True) as (store, driver):
 
@@ -145,14 +154,28 @@ async def _case(workspace: Workspace, rows: int) -> AsyncIterator[VectorCase]:
         async def meeting(domain: str) -> Iterable[str]:
             return [row["id"] for row in await driver.fetch(_MEETING, NAMESPACE, domain)]
 
-        yield VectorCase(store, vectors(rows), read, meeting)
+        yield VectorCase(store, vectors(rows), read, meeting), driver
 
 
 async def top_ten(workspace: Workspace, sizes: Sizes) -> Measured:
-    async with _case(workspace, sizes.rows) as case:
-        return await vector_case.top_ten(case, sizes.fewer(10))
+    """Against a bare query of pgvector over the same graph, as wide as the store's, and the ten records read."""
+    async with _case(workspace, sizes.rows) as (case, driver):
+        await driver.execute("SET hnsw.ef_search = 200")
+
+        async def ours(_: int, query: Matrix) -> list[str]:
+            return await case.search(query)
+
+        async def bare(_: int, query: Matrix) -> None:
+            found = await driver.fetch(_NEAREST, str((query / np.linalg.norm(query)).tolist()))
+            await case.read([row["id"] for row in found])
+
+        async def exact(_: int, query: Matrix) -> list[str]:
+            return case.nearest(query)
+
+        measured = await case.compare(ours, bare, sizes.fewer(10))
+        return with_detail(measured, recall=await case.recall(exact, ours))
 
 
 async def one_in_a_hundred(workspace: Workspace, sizes: Sizes) -> Measured:
-    async with _case(workspace, sizes.rows) as case:
+    async with _case(workspace, sizes.rows) as (case, _):
         return await vector_case.one_in_a_hundred(case, sizes.fewer(10))

@@ -72,6 +72,7 @@ async def top_ten(workspace: Workspace, sizes: Sizes) -> Measured:
 @on_one_core
 async def one_in_a_hundred(workspace: Workspace, sizes: Sizes) -> Measured:
     async with _opened(workspace, sizes.rows) as case:
+        await case.index()
         return await vector_case.one_in_a_hundred(case, sizes.fewer(10))
 
 

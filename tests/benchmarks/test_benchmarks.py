@@ -89,6 +89,7 @@ def test_every_row_of_the_budget_is_there() -> None:
         "vectors_filter": ("at most", 1.5, "ratio"),
         "vectors_put": ("at most", 1.0, "ours"),
         "vectors_open": ("at most", 50.0, "ours"),
+        "server_search_vector": ("at most", 1.5, "ratio"),
         "server_text_10k": ("at most", 1.3, "ratio"),
         "server_text_100k": ("at most", 1.3, "ratio"),
         "server_text_half": ("at most", 20.0, "ours"),

@@ -139,7 +139,6 @@ async def top_ten(case: VectorCase, rounds: int) -> Measured:
 
 async def one_in_a_hundred(case: VectorCase, rounds: int) -> Measured:
     """Against the same condition as plain SQL, the rows it names compared by numpy, and the ten best read."""
-    await case.index()
     number_of = {name(number): number for number in range(len(case.stored))}
 
     async def subset(place: int) -> Any:
