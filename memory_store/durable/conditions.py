@@ -116,13 +116,14 @@ def meeting(connection: Connection, condition: Condition, ids: Sequence[str] | N
     """Return the ids of the records that meet a condition with expressions, of all or of these."""
     assert condition.ids is not None
     text, parameters = condition.ids
+    if ids is not None and not ids:
+        return []
     if ids is not None:
-        # Each by itself: SQLite would find all that meet the condition, to look for these among them.
-        namespace, kind = condition.parameters[:2]
+        # Id by id: with `id IN (...)` SQLite reads all of a domain, 3.2 ms for 50 ids where this takes 0.3.
+        given = ", ".join(["(CAST(? AS text))"] * len(ids))
         text = (
-            "SELECT d.id FROM (SELECT namespace, ? AS kind, id "  # noqa: S608 - our own words
-            f"FROM {RECORDS[kind].table.name} WHERE namespace = ? AND id IN ({', '.join('?' * len(ids))})) AS d "
-            f"WHERE {condition.sql}"
+            "SELECT d.id FROM (SELECT CAST(? AS text) AS namespace, CAST(? AS text) AS kind, column1 AS id "  # noqa: S608
+            f"FROM (VALUES {given}) AS asked) AS d WHERE {condition.sql}"
         )
-        parameters = [kind, namespace, *ids, *condition.parameters]
+        parameters = [*condition.parameters[:2], *ids, *condition.parameters]
     return [id_ for (id_,) in connection.execute(text, parameters)]

@@ -57,12 +57,14 @@ class Condition(NamedTuple):
     """What restricts a search to documents of a namespace and kind, and to records that meet expressions.
 
     `sql` says it of a document `d`, with `?` for parameters. `ids` is the query for the ids of the records that meet
-    the expressions; None where there are none, and every record is meant.
+    the expressions; None where there are none, and every record is meant. `keys` is the query for the keys of the
+    documents `d` that do, where these alone can say it.
     """
 
     sql: str
     parameters: Sequence[Any]
     ids: Query | None
+    keys: Query | None = None
 
 
 Posting: TypeAlias = tuple[int, int, int]
@@ -119,6 +121,10 @@ class TextIndex(Protocol):
         """Return of each of these documents its key, how many terms it has, and how often each of these terms."""
         ...
 
+    def terms(self, namespace: str, kind: str, ids: Sequence[str]) -> list[tuple[str, int, list[str]]]:
+        """Return of those of these records that have a document its id, its revision and its terms, in any order."""
+        ...
+
     def newest(self, namespace: str) -> int:
         """Return a key that no document of a namespace exceeds; it grows as documents come."""
         ...
@@ -130,6 +136,8 @@ class TextIndex(Protocol):
 
 def meeting_query(condition: Condition, limit: int) -> Query:
     """Return the query for the keys of documents whose records meet a condition with expressions."""
+    if condition.keys is not None:
+        return Query(f"{condition.keys.text} LIMIT {int(limit)}", condition.keys.parameters)
     assert condition.ids is not None
     namespace, kind = condition.parameters[:2]
     ids, parameters = condition.ids

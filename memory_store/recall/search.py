@@ -17,7 +17,7 @@ from memory_store.durable.log import one_state
 from memory_store.errors import ConfigurationError
 from memory_store.recall.by_text import ByText, Found, Ranked, in_order, rows_of
 from memory_store.recall.models import Models
-from memory_store.recall.selection import Candidate, select
+from memory_store.recall.selection import Candidate, are_comparable, select, terms_of_hits
 from memory_store.recall.spaces import load_arrays
 from memory_store.search.asked import Asked, Asker
 from memory_store.search.fusion import fuse, vector_weight
@@ -97,11 +97,14 @@ class Search:
 
     async def chosen(self, asked: Asked, pool: Sequence[Hit]) -> tuple[list[Hit], float | None]:
         """Return the hits of a pool that a reranker puts first, or that differ most; and how much they differ."""
-        vectors: list[Any] = [None] * len(pool)
+        candidates = [Candidate(hit) for hit in pool]
         if asked.diversity is not None:
             await load_arrays()
-            vectors = await self._models.vectors_of(self._access, asked, pool)
-        candidates = [Candidate(hit, vector) for hit, vector in zip(pool, vectors, strict=True)]
+            vectors, terms = await self._models.vectors_of(self._access, asked, pool), [frozenset[str]()] * len(pool)
+            if not are_comparable(vectors):
+                read = partial(terms_of_hits, namespace=self._access.namespace, hits=pool)
+                terms = await self._access.durable.scan.run(read)
+            candidates = [Candidate(*of) for of in zip(pool, vectors, terms, strict=True)]
         return await select(asked, candidates, self._models.rerank)
 
     async def _find(self, asked: Asked, place: Place | None) -> SearchResults:

@@ -123,6 +123,15 @@ class ServerTextIndex:
         rows = self._connection.execute(sql, (*(_query(corpus, term) for term in terms), namespace, list(keys)))
         return [(key, length, [_count(rank) for rank in found]) for key, length, *found in rows]
 
+    def terms(self, namespace: str, kind: str, ids: Sequence[str]) -> list[tuple[str, int, list[str]]]:
+        """Read the words of the tsvectors, without the name of the corpus that stands before each."""
+        sql = (
+            "SELECT id, revision, length(corpus), tsvector_to_array(terms) FROM documents "
+            "WHERE namespace = ? AND kind = ? AND id = ANY(CAST(? AS text[]))"
+        )
+        rows = self._connection.execute(sql, (namespace, kind, list(ids))).fetchall()
+        return [(id_, revision, [term[start:] for term in terms]) for id_, revision, start, terms in rows]
+
     def newest(self, namespace: str) -> int:
         """Look at the end of their index."""
         sql = "SELECT coalesce(max(key), 0) FROM documents WHERE namespace = ?"
