@@ -95,7 +95,9 @@ class ByText:
         for kind, condition in asked.conditions.items():
             corpus = self._corpus(index, kind, newest)
             if corpus.documents:
-                matches = rank_documents(index, corpus, asked.terms, condition, depth)
+                # Documents that are behind their records cannot say what these are like.
+                within = condition._replace(keys=None) if anyway else condition
+                matches = rank_documents(index, corpus, asked.terms, within, depth)
                 ids = index.ids(namespace, kind, [match.key for match in matches])
                 found.update({(kind, ids[match.key]): match.score for match in matches if match.key in ids})
         return found

@@ -38,7 +38,7 @@ class Shelf:
         found = [
             (key, held.count(term), len(held))
             for key, held in self.documents.items()
-            if term in held and key in self.met
+            if term in held and (key in self.met or condition.ids is None)
         ][:limit]
         self.read += len(found)
         return found
@@ -135,9 +135,16 @@ def test_what_meets_a_condition_is_ranked_and_nothing_else(documents: list[list[
     terms = data.draw(st.lists(WORDS, min_size=1, max_size=3, unique=True))
     shelf = Shelf(documents, met)
     condition = EVERY._replace(ids=("SELECT id ...", []))  # type: ignore[arg-type]
-    found = rank_documents(shelf, shelf.corpus, terms, condition, 100)  # type: ignore[arg-type]
-    assert {match.key for match in found} == set(every_score(shelf, terms))
-    assert shelf.read == 0, "so few are looked at one by one"
+    # By looking at each document, by picking from the postings, by asking each posting, and whichever is least.
+    ways = [(0, 0, 500), (0, 10**6, 500), (10**6, 0, 500), (100, 5, 500), (0, 1, 0)]
+    for asked, picked, few in ways:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fulltext, "_FEW_POSTINGS", asked)
+            patch.setattr(fulltext, "_POSTINGS_A_LOOK", picked)
+            patch.setattr(fulltext, "_FEW", few)
+            found = rank_documents(shelf, shelf.corpus, terms, condition, 100)  # type: ignore[arg-type]
+        scores = {key: score for key, score in every_score(shelf, terms).items() if key in shelf.met}
+        assert {match.key: match.score for match in found} == pytest.approx(scores)
 
 
 @given(documents=CORPORA, terms=st.lists(WORDS, max_size=4))
