@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from memory_store.durable.connection import Connection
@@ -183,8 +183,8 @@ class FileTextIndex:
     ) -> list[tuple[int, int, list[int]]]:
         """Count in the documents' own terms."""
         found = self._rows("SELECT key, length, terms FROM documents WHERE key", keys)
-        # Apart by two spaces, so that a term beside itself counts twice.
-        return [(key, length, _counted(f" {text.replace(' ', '  ')} ", terms)) for key, length, text in found]
+        sought = [f" {term[:-1]}" if term.endswith("*") else f" {term} " for term in terms]
+        return [(key, length, _counted(f" {text} ", sought)) for key, length, text in found]
 
     def terms(self, namespace: str, kind: str, ids: Sequence[str]) -> list[tuple[str, int, list[str]]]:
         """Read them as they stand there."""
@@ -239,8 +239,14 @@ def _quoted(corpus: str, term: str) -> str:
     return f'"{corpus}{term}"'
 
 
-def _counted(text: str, terms: Iterable[str]) -> list[int]:
-    return [text.count(f" {term[:-1]}" if term.endswith("*") else f" {term} ") for term in terms]
+def _counted(text: str, sought: Sequence[str]) -> list[int]:
+    counts = [text.count(one) for one in sought]
+    for place, one in enumerate(sought):
+        # A term beside itself shares its space, and counts once for twice: in few texts, so all are spared the longer
+        # way, spaces made two, which took half of the time.
+        if counts[place] and f"{one}{one[1:]}" in text:
+            counts[place] = text.replace(" ", "  ").count(one)
+    return counts
 
 
 def _in_words(corpus: str, expression: Expression) -> str:
