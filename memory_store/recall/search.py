@@ -101,7 +101,8 @@ class Search:
         candidates = [Candidate(hit) for hit in pool]
         if asked.diversity is not None:
             await load_arrays()
-            vectors, terms = await self._models.vectors_of(self._access, asked, pool), [frozenset[str]()] * len(pool)
+            vectors = await self._models.vectors_of(self._access, asked, pool)
+            terms: list[list[str]] = [[] for _ in pool]
             if not are_comparable(vectors):
                 read = partial(terms_of_hits, namespace=self._access.namespace, hits=pool)
                 terms = await self._access.durable.scan.run(read)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memory_store.durable.connection import Connection
@@ -23,11 +24,11 @@ __all__ = ["Candidate", "are_comparable", "select", "terms_of_hits"]
 
 
 class Candidate(NamedTuple):
-    """A hit; where they are needed, its vector, or the different terms that its record has."""
+    """A hit; where they are needed, its vector, or the terms that its record has."""
 
     hit: Hit
     vector: NDArray[Any] | None = None
-    terms: frozenset[str] = frozenset()
+    terms: Sequence[str] = ()
 
 
 def are_comparable(vectors: Sequence[NDArray[Any] | None]) -> bool:
@@ -35,8 +36,8 @@ def are_comparable(vectors: Sequence[NDArray[Any] | None]) -> bool:
     return None not in (sizes := {None if vector is None else len(vector) for vector in vectors}) and len(sizes) == 1
 
 
-def terms_of_hits(connection: Connection, namespace: str, hits: Sequence[Hit]) -> list[frozenset[str]]:
-    """Return the different terms of each hit's record, as the full-text index has them.
+def terms_of_hits(connection: Connection, namespace: str, hits: Sequence[Hit]) -> list[list[str]]:
+    """Return the terms of each hit's record, as the full-text index has them.
 
     Read there 50 documents of 1 KB take 2 ms; made of their text again up to 30, most of it for words not yet seen.
     That is left for records whose document is of another revision, because one of both has just been written.
@@ -46,11 +47,9 @@ def terms_of_hits(connection: Connection, namespace: str, hits: Sequence[Hit]) -
     for kind in dict.fromkeys(hit.kind for hit in hits):
         for id_, revision, terms in index.terms(namespace, kind, [hit.id for hit in hits if hit.kind == kind]):
             known[kind, id_, revision] = terms
-    empty = frozenset([""])
+    found = [known.get((hit.kind, hit.id, hit.row[1])) for hit in hits]
     return [
-        frozenset(document_terms(hit.kind, hit.row) if found is None else found) - empty
-        for hit in hits
-        for found in [known.get((hit.kind, hit.id, hit.row[1]))]
+        document_terms(hit.kind, hit.row) if terms is None else terms for hit, terms in zip(hits, found, strict=True)
     ]
 
 
@@ -101,12 +100,12 @@ def _similarity(candidates: Sequence[Candidate]) -> NDArray[Any]:
         units = np.stack([vector for vector in vectors if vector is not None])
         return np.asarray(np.clip(units @ units.T, 0, 1))
     # Cosine of the sets of terms, each weighed by how few of the candidates have it: what all have says nothing.
-    places: dict[str, int] = {}
-    held = [[places.setdefault(term, len(places)) for term in terms] for _, _, terms in candidates]
-    matrix = np.zeros((len(held), len(places)), dtype=np.float32)
-    for row, found in zip(matrix, held, strict=True):
-        row[found] = 1
-    matrix *= np.log((len(held) + 1) / (matrix.sum(axis=0) + 0.5))
+    different = dict.fromkeys(chain.from_iterable(terms for _, _, terms in candidates))
+    place_of = dict(zip(different, range(len(different)), strict=True)).__getitem__
+    matrix = np.zeros((len(candidates), len(different)), dtype=np.float32)
+    for row, (_, _, terms) in zip(matrix, candidates, strict=True):
+        row[list(map(place_of, terms))] = 1
+    matrix *= np.log((len(candidates) + 1) / (matrix.sum(axis=0) + 0.5))
     lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
     matrix /= np.where(lengths > 0, lengths, 1)
     return np.asarray(matrix @ matrix.T)

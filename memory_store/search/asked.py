@@ -48,7 +48,7 @@ class Asked:
         mode: which parts are asked.
         limit: hits wanted.
         diversity: how unlike each other they shall be, None for not at all.
-        of_vectors: what restricts the embeddings compared; None where none of them could be a hit.
+        of_vectors: what restricts the embeddings compared; None where none of them could be a hit, or none is compared.
         vector: to search with, in the place of the query's own; and of which model.
         model: as above.
         reads: the kinds whose changes make an answer void.
@@ -107,7 +107,7 @@ def ask(
 
     conditions = {kind: condition(kind, kind) for kind in searched}
     of_vectors = conditions.get("embedding")
-    if of_vectors is None and "episode" in searched:  # an episode is found by what belongs to it
+    if of_vectors is None and "episode" in searched and mode != "text":  # an episode is found by what belongs to it
         of_vectors = condition("embedding", "episode")
     terms = parse_query(query) if syntax == "expert" else tuple(dict.fromkeys(terms_of(query)))[:_MOST_TERMS]
     numbers = None if vector is None else _numbers(vector)

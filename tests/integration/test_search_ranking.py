@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 
 from memory_store import MemoryStore, Step
+from memory_store.durable import indexing
 from memory_store.durable.dialects import postgresql_text
+from memory_store.recall.selection import terms_of_hits
+from memory_store.records import RECORDS
 from memory_store.search import fulltext
+from memory_store.search.results import Hit
+from memory_store.text.documents import document_terms
 from tests.unit.samples import make_episode
 
 
@@ -103,3 +111,36 @@ async def test_what_is_too_common_to_be_read_is_found_among_the_newest(
     assert "newest" in found
     both = [hit.id for hit in await store.search("zebra often", mode="text", limit=30)]
     assert (both[0], len(both), "newest" in both) == ("z", 30, True)
+
+
+async def test_the_terms_of_hits_are_those_of_their_texts(store: MemoryStore) -> None:
+    """Read from the index, or made of the text where the index has another revision of it."""
+    for number, said in enumerate(["lantern oil oil", "lantern getUserName 東京都 caf\u00e9 'x'", "lantern"]):
+        await store.episodes.put(make_episode(id=f"e{number}", context=said))
+    await store.steps.append("e0", [Step(id="s", action="lantern"), Step(id="t", action="lantern ", result="")])
+    hits = list(await store.search("lantern", mode="text"))
+    assert len(hits) == 5
+    last = next(number for number, hit in enumerate(hits) if hit.kind == "episode")
+    row = list(hits[last].row)
+    row[1], row[RECORDS["episode"].index("context")] = row[1] + 1, '"rewritten"'
+    hits[last] = Hit("episode", row, 1.0, {})
+    read = partial(terms_of_hits, namespace=store.name, hits=hits)
+    found = await store._access.durable.scan.run(read)
+    assert [set(terms) for terms in found] == [set(document_terms(hit.kind, hit.row)) for hit in hits]
+    assert "rewritten" in found[last]
+
+
+async def test_documents_that_are_behind_do_not_say_where_an_episode_belongs(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    episodes = [make_episode(id=f"e{number:02}", domain="web", context="lamp") for number in range(30)]
+    await store.episodes.put_many(episodes)
+    assert len(await store.recall("lamp", domain="web", task_type="debugging", limit=50)) == 30
+    monkeypatch.setattr(indexing, "_MOST_PIECES", 0)  # nothing is brought in by a search,
+    monkeypatch.setattr(indexing, "_PAUSE_S", 3600)  # nor by itself
+    await store.episodes.put_many([replace(episode, domain="cli") for episode in episodes[:20]])
+    left = await store.recall("lamp", domain="web", task_type="debugging", limit=50)
+    moved = await store.recall("lamp", domain="cli", task_type="debugging", limit=50)
+    assert not left.complete
+    assert ({hit.record.domain for hit in left}, len(left)) == ({"web"}, 10)
+    assert ({hit.record.domain for hit in moved}, len(moved)) == ({"cli"}, 20)

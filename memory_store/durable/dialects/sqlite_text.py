@@ -194,7 +194,7 @@ class FileTextIndex:
             places = ", ".join("?" * len(chunk))
             sql = f"SELECT id, revision, terms FROM documents WHERE namespace = ? AND kind = ? AND id IN ({places})"
             rows = self._connection.execute(sql, (namespace, kind, *chunk))
-            found += [(id_, revision, text.split(" ")) for id_, revision, text in rows]
+            found += [(id_, revision, text.split(" ") if text else []) for id_, revision, text in rows]
         return found
 
     def newest(self, namespace: str) -> int:
