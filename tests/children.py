@@ -11,13 +11,13 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from memory_store.cli import main
 
-__all__ = ["CHILDREN", "Done", "run_program"]
+__all__ = ["CHILDREN", "Done", "run_function", "run_program"]
 
 CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(
@@ -51,21 +51,43 @@ def run_program(
     arguments: Sequence[str], folder: Path, environment: Mapping[str, str], stdin: bytes = b"", timeout_s: float = 120
 ) -> Done:
     """Run `memory-store` with arguments to its end: all of it but the half second of its imports."""
+    return run_function(main, ["memory-store", *arguments], folder, environment, stdin, timeout_s)
+
+
+def run_function(
+    function: Callable[[], None],
+    arguments: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    stdin: bytes = b"",
+    timeout_s: float = 120,
+) -> Done:
+    """Run a function, found by its import path, as a program with arguments (`sys.argv`), to its end.
+
+    It may start such programs itself.
+    """
     with tempfile.TemporaryDirectory() as streams:
         given, out, err = [Path(streams) / name for name in ("in", "out", "err")]
         given.write_bytes(stdin)
-        wanted = (list(arguments), folder, dict(environment), given, out, err)
-        process = CHILDREN.Process(target=_become_program, args=wanted, daemon=True)
+        wanted = (function, list(arguments), folder, dict(environment), given, out, err)
+        process = CHILDREN.Process(target=_become_program, args=wanted)
         process.start()
         process.join(timeout_s)
         if process.exitcode is None:
             process.kill()
+            process.join()
             raise TimeoutError(f"{arguments} is still running after {timeout_s} s")
         return Done(process.exitcode, out.read_bytes().decode(), err.read_bytes().decode())
 
 
 def _become_program(
-    arguments: list[str], folder: Path, environment: dict[str, str], given: Path, out: Path, err: Path
+    function: Callable[[], None],
+    arguments: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    given: Path,
+    out: Path,
+    err: Path,
 ) -> None:
     for number, path, flags in [(0, given, os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)]:
         opened = os.open(path, flags | os.O_CREAT, 0o600)
@@ -77,6 +99,7 @@ def _become_program(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = ["memory-store", *arguments]
+    tempfile.tempdir = None  # as the environment says
+    sys.argv = arguments
     warnings.simplefilter("error")
-    main()
+    function()

@@ -29,9 +29,8 @@ from tests.children import run_program
 from tests.docs.pages import REPOSITORY, Block, blocks_of
 
 PROGRAMS = Path(sys.executable).parent
-# Where the servers are, if the page needs them: the folder of PostgreSQL's socket and programs, and Redis's URL.
-POSTGRES, POSTGRES_PROGRAMS = os.environ.get("DOCS_POSTGRES", ""), Path(os.environ.get("DOCS_POSTGRES_PROGRAMS", ""))
-REDIS = os.environ.get("DOCS_REDIS", "")
+# Where the servers are, if the page needs them: the folder of PostgreSQL's socket, that of its programs, Redis's URL.
+POSTGRES, POSTGRES_PROGRAMS, REDIS = "DOCS_POSTGRES", "DOCS_POSTGRES_PROGRAMS", "DOCS_REDIS"
 
 _POSTGRES_URL = re.compile(r"postgresql://(\w+)@db\.example/(\w+)(\?)?")
 _REDIS_URL = re.compile(r"redis://cache\.example/0")
@@ -45,9 +44,11 @@ def with_servers(text: str) -> str:
     """Put the servers of this run in the place of the page's."""
 
     def of_postgres(found: re.Match[str]) -> str:
-        return f"postgresql://{found[1]}@/{found[2]}?host={quote(POSTGRES, safe='')}{'&' if found[3] else ''}"
+        return (
+            f"postgresql://{found[1]}@/{found[2]}?host={quote(os.environ[POSTGRES], safe='')}{'&' if found[3] else ''}"
+        )
 
-    return _REDIS_URL.sub(REDIS, _POSTGRES_URL.sub(of_postgres, text))
+    return _REDIS_URL.sub(lambda _: os.environ[REDIS], _POSTGRES_URL.sub(of_postgres, text))
 
 
 def run_python(block: Block, namespace: dict[str, Any], runner: asyncio.Runner, page: Path) -> None:
@@ -80,7 +81,7 @@ def run_console(block: Block) -> None:
         elif words[0] in ("alembic", "python"):
             run_command(line, [str(PROGRAMS / words[0]), *words[1:]])
         elif words[0] in ("pg_dump", "pg_restore"):
-            run_command(line, [str(POSTGRES_PROGRAMS / words[0]), *words[1:]])
+            run_command(line, [str(Path(os.environ[POSTGRES_PROGRAMS]) / words[0]), *words[1:]])
         elif words[0] not in ("make", "pip", "git"):
             raise BlockError(f"{line!r} starts with a command the tests do not know")
 
@@ -97,16 +98,19 @@ def require_success(line: str, code: int, said: str) -> None:
 
 
 def run_sql(block: Block) -> None:
-    command = [str(POSTGRES_PROGRAMS / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", POSTGRES, "-U", "postgres"]
+    psql, host = Path(os.environ[POSTGRES_PROGRAMS]) / "psql", os.environ[POSTGRES]
+    command = [str(psql), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", host, "-U", "postgres"]
     done = subprocess.run(command, input=block.text, capture_output=True, text=True, timeout=60)
     if done.returncode != 0:
         raise BlockError(f"psql ended with {done.returncode}: {done.stderr}")
 
 
-def main(page: Path) -> None:
+def main() -> None:
+    """Run the page that `sys.argv` names, with all that asyncio can check."""
+    page = Path(sys.argv[1])
     warnings.simplefilter("error")
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(debug=True) as runner:
         for block in blocks_of(page.read_text("utf-8")):
             try:
                 if block.language == "python":
@@ -120,4 +124,4 @@ def main(page: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

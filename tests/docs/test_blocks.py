@@ -5,8 +5,6 @@ from __future__ import annotations
 import configparser
 import json
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -14,7 +12,9 @@ import pytest
 
 from memory_store.config import resolve_settings
 from memory_store.durable.engine import parse_url
+from tests.children import Done, run_function
 from tests.docs.pages import PAGES, REPOSITORY, blocks_of, name_of
+from tests.docs.run_page import main
 from tests.servers.installation import postgres_programs
 
 RUN = {"python", "console", "sql"}
@@ -23,16 +23,9 @@ URL = re.compile(r"""\b(?:sqlite|postgresql)(?:\+\w+)?://[^\s`'")|]+""")
 DIAGRAMS = ("flowchart ", "sequenceDiagram", "stateDiagram-v2", "classDiagram", "erDiagram", "xychart-beta")
 
 
-def run_page(page: Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-X", "dev", "-m", "tests.docs.run_page", str(page)],
-        cwd=folder,
-        env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(folder), "TMPDIR": str(folder)}
-        | variables,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def run_page(page: Path, folder: Path, **variables: str) -> Done:
+    own = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(folder), "TMPDIR": str(folder)}
+    return run_function(main, ["run_page", str(page)], folder, own | variables)
 
 
 @pytest.fixture
@@ -58,7 +51,7 @@ def servers(page: Path, request: pytest.FixtureRequest) -> dict[str, str]:
 def test_blocks_run(page: Path, tmp_path: Path, servers: dict[str, str]) -> None:
     done = run_page(page, tmp_path, **servers)
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.out + done.err
 
 
 @pytest.mark.parametrize(
@@ -79,8 +72,8 @@ def test_a_wrong_block_is_noticed(block: str, complaint: str, tmp_path: Path) ->
 
     done = run_page(page, tmp_path)
 
-    assert done.returncode != 0
-    assert complaint in done.stderr
+    assert done.code != 0
+    assert complaint in done.err
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
