@@ -474,3 +474,24 @@ async def test_a_store_is_closed_while_a_graph_is_built(file_url: str, monkeypat
                 again = await store.search("y", mode="vector", vector=vectors[7], model="m", kinds="embedding", limit=3)
                 assert [hit.id for hit in again] == [hit.id for hit in found]
             assert found[0].score == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("kinds", ["embedding", "episode", ["embedding", "episode", "step"]])
+async def test_pages_of_a_hybrid_search_show_every_hit_once(
+    kinds: Any, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the depth that a page needs, what comes before it stays where it was."""
+    monkeypatch.setattr("memory_store.recall.search._DEPTH", 4)
+    whole = await store.search("lantern harbour", kinds=kinds, limit=1000)
+    assert len(whole) >= 40
+    assert whole.cursor is None
+    for limit in (1, 7, 40):
+        page = await store.search("lantern harbour", kinds=kinds, limit=limit)
+        hits = list(page)
+        while page.cursor is not None:
+            page = await store.search("lantern harbour", kinds=kinds, limit=limit, cursor=page.cursor)
+            assert page.hits
+            hits += page
+        assert hits == list(whole)
+    scores = [hit.score for hit in whole]
+    assert scores == sorted(scores, reverse=True)
