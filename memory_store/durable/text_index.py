@@ -95,8 +95,15 @@ class TextIndex(Protocol):
         """Return how many documents a corpus has, and how many terms one of them has on average."""
         ...
 
-    def frequencies(self, corpus: str, terms: Sequence[str]) -> list[int]:
-        """Return how many documents of a corpus have each term; beyond some number, about how many."""
+    def frequencies(self, corpus: str, terms: Sequence[str], namespace: str, documents: int) -> list[int]:
+        """Return how many documents of a corpus have each term; beyond some number, about how many.
+
+        Args:
+            corpus: the name of it.
+            terms: these.
+            namespace: that the corpus is of.
+            documents: how many it has, as far as is known.
+        """
         ...
 
     def postings(self, corpus: str, term: str, condition: Condition, limit: int) -> list[Posting]:

@@ -146,7 +146,8 @@ class _Ranking:
         """Return what each term counts: its inverse document frequency."""
         common, total = self._corpus.common, max(self._corpus.documents, 1)
         asked = [term for term in terms if term not in common]
-        counted = dict(zip(asked, self._index.frequencies(self._corpus.name, asked), strict=True)) if asked else {}
+        found = self._index.frequencies(self._corpus.name, asked, self._corpus.namespace, total) if asked else []
+        counted = dict(zip(asked, found, strict=True))
         if len(common) < _MOST_COMMON:
             common.update((term, count) for term, count in counted.items() if count > total * _COMMON_SHARE)
         self._frequencies = {term: common[term] if term in common else counted[term] for term in terms}

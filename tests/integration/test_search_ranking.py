@@ -9,7 +9,10 @@ import pytest
 
 from memory_store import MemoryStore, Step
 from memory_store.durable import indexing
+from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import postgresql_text
+from memory_store.durable.documents import corpus_of
+from memory_store.durable.text_index import text_index
 from memory_store.recall.selection import terms_of_hits
 from memory_store.records import RECORDS
 from memory_store.search import fulltext
@@ -144,3 +147,36 @@ async def test_documents_that_are_behind_do_not_say_where_an_episode_belongs(
     assert not left.complete
     assert ({hit.record.domain for hit in left}, len(left)) == ({"web"}, 10)
     assert ({hit.record.domain for hit in moved}, len(moved)) == ({"cli"}, 20)
+
+
+async def test_what_is_too_common_to_be_counted_on_a_server_is_estimated(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its share of a sample: counted as the bound, a word in nine of ten documents would weigh as a rare one."""
+    for name, value in {"_MOST_COUNTED": 120, "_FEW_COUNTED": 20, "_MOST_AVERAGED": 500, "_OF_PART": 10}.items():
+        monkeypatch.setattr(postgresql_text, name, value)
+    async with MemoryStore(postgres_url) as store:
+        await store.episodes.put_many(
+            make_episode(
+                id=f"e{n:04}", context=f"{'often ' * (n % 10 > 0)}{'half ' * (n % 2)}{'some ' * (n % 20 == 0)}x"
+            )
+            for n in range(1000)
+        )
+        await store.steps.append("e0000", [Step(id=f"s{n:04}", action="often half zebra") for n in range(500)])
+        await store.episodes.put(make_episode(id="zebra", context="zebra"))
+        assert (await store.search("anything", mode="text")).complete
+
+        def count(connection: Connection) -> tuple[list[int], tuple[int, float]]:
+            index, corpus = text_index(connection), corpus_of(store.name, "episode")
+            asked = ["often", "half", "some", "zebra", "absent", "x"]
+            counts = index.frequencies(corpus, asked, store.name, 1001)
+            assert counts == index.frequencies(corpus, asked, store.name, 1001), "the same each time"
+            return counts, index.statistics(corpus, store.name, "episode")
+
+        counts, (documents, average) = await store._access.durable.scan.run(count)
+        assert counts[:2] == [pytest.approx(900, rel=0.1), pytest.approx(500, rel=0.1)]
+        assert counts[2:] == [50, 1, 0, pytest.approx(1000, rel=0.01)]
+        assert (documents, average) == (1001, pytest.approx(4.5, abs=0.5))
+        [best, *others] = await store.search("often zebra", mode="text", kinds="episode")
+        assert best.id == "zebra"
+        assert all(hit.score < 1e-4 for hit in others), "what nearly all have says nothing"

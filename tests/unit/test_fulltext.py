@@ -31,7 +31,7 @@ class Shelf:
         lengths = [len(terms) for terms in self.documents.values()]
         return Corpus("corpus", "n", len(lengths), sum(lengths) / max(1, len(lengths)), {})
 
-    def frequencies(self, corpus: str, terms: Sequence[str]) -> list[int]:
+    def frequencies(self, corpus: str, terms: Sequence[str], namespace: str, documents: int) -> list[int]:
         return [sum(term in held for held in self.documents.values()) for term in terms]
 
     def postings(self, corpus: str, term: str, condition: Condition, limit: int) -> list[Posting]:

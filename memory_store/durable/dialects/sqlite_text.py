@@ -121,7 +121,7 @@ class FileTextIndex:
 
     def statistics(self, corpus: str, namespace: str, kind: str) -> tuple[int, float]:
         """Look up how many have the name of the corpus, and take the average length of the newest of them."""
-        [count] = self.frequencies(corpus, [""])
+        [count] = self.frequencies(corpus, [""], namespace, 0)
         sizes = self._connection.execute(
             "SELECT s.sz FROM documents_text AS t CROSS JOIN documents_text_docsize AS s ON s.id = t.rowid "
             f"WHERE documents_text MATCH ? ORDER BY t.rowid DESC LIMIT {_WEIGHED}",
@@ -129,7 +129,7 @@ class FileTextIndex:
         ).fetchall()
         return count, sum(_LENGTHS[size] for (size,) in sizes) / len(sizes) if sizes else 0.0
 
-    def frequencies(self, corpus: str, terms: Sequence[str]) -> list[int]:
+    def frequencies(self, corpus: str, terms: Sequence[str], namespace: str, documents: int) -> list[int]:
         """Look them up in the vocabulary by one cursor: to open it takes 25 us, a term in 50,000 documents 2 ms."""
         named = [corpus + term for term in terms]
         sql = f"SELECT term, doc FROM documents_vocabulary WHERE term IN ({', '.join('?' * len(named))})"
