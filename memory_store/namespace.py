@@ -148,11 +148,13 @@ class Namespace(Collections):
         """Return the records that answer a query best, of this namespace, as of now: every acknowledged write counts.
 
         Text is searched word by word, whatever their order, endings, accents and case; identifiers by the words they
-        are made of; Chinese, Japanese, Korean and Thai by neighbouring characters. What is rare counts more. An answer
-        is remembered for five minutes, and forgotten as soon as a kind it was found in changes.
+        are made of; Chinese, Japanese, Korean and Thai by pairs of neighbouring characters, so that a single character
+        is found only where it stands alone. What is rare counts more. An answer is remembered for five minutes, and
+        forgotten as soon as a kind it was found in changes.
 
         Args:
-            query: what is sought, 10,000 characters at most. It is text, whatever it looks like.
+            query: what is sought, 10,000 characters at most. It is text, whatever it looks like. By text only its first
+                64 different words count (of Chinese and the like: pairs); a model is given all of it.
             kinds: "episode", "step", "pattern", "embedding", or several; all of which `where` says something when
                 absent.
             where: an expression such as `Episode.c.domain == "web"`, or several which must all hold. One over episodes
@@ -163,7 +165,8 @@ class Namespace(Collections):
             at: leave out what was created after this moment.
             diversity: how unlike one another the hits shall be, 0 to 1: 1 less their mean similarity. Hits are then
                 chosen by maximal marginal relevance, and `results.diversity` says what was reached.
-            syntax: "expert" reads `query` as an expression: words, "phrases", prefix*, AND, OR, NOT, parentheses.
+            syntax: "expert" reads `query` as an expression: words, "phrases", prefix*, AND, OR, NOT, parentheses;
+                64 words at most.
             vector: to search with, where the query's own is not to be made by the store's model.
             model: whose vectors `vector` is to be compared with; the store's own when absent.
             cursor: of the results before, asked for with the same arguments.

@@ -112,7 +112,9 @@ class Models:
             if model is None:
                 model = self.newest.model_name
             return {model: np.asarray(asked.vector, dtype=np.float32)}
-        return {name: (await embedder.embed_queries([asked.text]))[0] for name, embedder in self._embedders.items()}
+        return {
+            name: (await embedder.embed_queries([asked.for_models]))[0] for name, embedder in self._embedders.items()
+        }
 
     async def close(self) -> None:
         """Close the models and save what is worth it."""

@@ -58,7 +58,7 @@ async def select(
 ) -> tuple[list[Hit], float | None]:
     """Return the hits to give, in order, and how diverse they are where that was asked for."""
     if rerank is not None and candidates:
-        candidates = await _reranked(asked.text, candidates, rerank)
+        candidates = await _reranked(asked.for_models, candidates, rerank)
     if asked.diversity is None:
         return [candidate.hit for candidate in candidates[: asked.limit]], None
     if not candidates:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,6 +35,7 @@ _MOST_CHARACTERS = 10_000
 _MOST_TERMS = 64
 # Searches whose form is remembered, and characters of a query of which it is.
 _MOST_ASKED, _MOST_REMEMBERED = 256, 500
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _GREATEST = 3.4028234663852886e38  # of the numbers that have 32 bits, as those of stored vectors have
 
 
@@ -66,6 +68,14 @@ class Asked:
     model: str | None
     reads: tuple[str, ...]
     key: bytes
+
+    @property
+    def for_models(self) -> str:
+        """The query as a model can be given it: with spaces for lone surrogates, which no UTF-8 text can hold.
+
+        So it is answered as by text, where they are no part of any word either.
+        """
+        return _SURROGATE.sub(" ", self.text)
 
     @property
     def sought(self) -> frozenset[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from memory_store import ConfigurationError, Embedding, MemoryStore, QuerySyntaxError, Step
+from memory_store.embedders import FunctionEmbedder
 from memory_store.text.queries import Expression, parse_query
 from tests.fault.support import database
 from tests.unit.samples import make_embedding, make_episode
@@ -181,3 +182,26 @@ async def test_a_damaged_vector_is_not_in_the_way_of_others(
         with database(tmp_path / "agent.db") as connection:
             connection.execute("UPDATE embeddings SET embedding = x'0000803f0000803f' WHERE id = 'b'")
         assert await nearest() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("query", ["\ud800 login", "log\udfffin login", "login\udfff"])
+@pytest.mark.parametrize("mode", ["text", "hybrid", "vector"])
+async def test_a_query_that_no_model_can_be_sent_is_answered_as_by_text(url: str, query: str, mode: Any) -> None:
+    """Half a surrogate pair, as cut-off text has: no part of a word, and no reason to fail with a model."""
+    given: list[str] = []
+
+    async def embed(texts: list[str]) -> list[list[float]]:
+        given.extend(text.encode().decode() for text in texts)
+        return [[1.0, float("login" in text)] for text in texts]
+
+    async def rerank(asked: str, texts: list[str]) -> list[float]:
+        given.append(asked.encode().decode())
+        return [1.0 for _ in texts]
+
+    async with MemoryStore(url, embed=FunctionEmbedder(embed, "toy"), rerank=rerank) as store:
+        await store.episodes.put(make_episode(id="e", context="login"))
+        await store.embeddings.add("e", "login")
+        found = await store.search(query, mode=mode, kinds="episode")
+        assert [hit.id for hit in found] == ["e"]
+        assert [hit.id for hit in await store.recall(query, mode=mode)] == ["e"]
+    assert query.replace("\ud800", " ").replace("\udfff", " ") in given

@@ -96,7 +96,7 @@ class ServerTextIndex:
     def frequencies(self, corpus: str, terms: Sequence[str], namespace: str, documents: int) -> list[int]:
         """Count, but for terms with more than a bound: these by their share of a sample.
 
-        Of 100,000 documents twelve words, ten of them common, take 280 ms, and 950 counted up to the bound; rare ones 3.
+        Of 100,000 documents twelve words, ten of them common, take 280 ms; counted up to the bound 950; rare ones 3.
         """
         # First up to where terms are remembered as common: rare ones are asked for each time, and need no sample.
         few = min(_MOST_COUNTED, max(_FEW_COUNTED, documents // 50 + 2))
