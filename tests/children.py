@@ -70,7 +70,8 @@ def run_function(
         given, out, err = [Path(streams) / name for name in ("in", "out", "err")]
         given.write_bytes(stdin)
         wanted = (function, list(arguments), folder, dict(environment), given, out, err)
-        process = CHILDREN.Process(target=_become_program, args=wanted)
+        # A daemon ends with the tests however these end, but may start no others.
+        process = CHILDREN.Process(target=_become_program, args=wanted, daemon=function is main)
         process.start()
         process.join(timeout_s)
         if process.exitcode is None:
