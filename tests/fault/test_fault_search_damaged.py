@@ -26,8 +26,9 @@ DAMAGE = {
 }
 # These are noticed by a search that reads them.
 BLIND = [name for name in DAMAGE if name.startswith(("parts", "the index without its structure"))]
-# These are noticed by every write that takes a document's old terms out.
-REFUSING = [name for name in DAMAGE if name.startswith("the index")]
+# These are noticed by every write that takes a document's old terms out. Lost sums are so only until as many documents
+# have been put in again as are taken out.
+REFUSING = [name for name in DAMAGE if name.startswith("the index") and "sums" not in name]
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
