@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,13 @@ REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 pytest_plugins = ["tests.servers.fixtures", "tests.migration.postgresql"]
+
+
+def pytest_collection_finish() -> None:
+    """Walk what the collected tests consist of no more: it took a third of a second, once a fault test alone."""
+    gc.collect()
+    gc.freeze()
+
 
 BACKENDS = ["sqlite-file", "sqlite-memory", "postgresql", "postgresql-redis"]
 

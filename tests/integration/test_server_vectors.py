@@ -22,7 +22,7 @@ from memory_store.transfer import copy_store
 from tests.servers.databases import PostgresDatabases
 from tests.unit.samples import make_episode
 
-COUNT, SIZE = 20_000, 16
+COUNT, SIZE = 12_000, 16
 MODEL = "it's ? a \\model"  # what has to be quoted
 GRAPH = graph_name(MODEL, SIZE)
 
@@ -48,7 +48,7 @@ def embedding(place: int, vector: Any = None) -> Embedding:
 
 @pytest.fixture(scope="module")
 def many_template(postgres_server: PostgresDatabases, migrated_template: str) -> Iterator[str]:
-    """A database with 20,000 embeddings in "n", 400 in "small", and the graph over them."""
+    """A database with 12,000 embeddings in "n", 400 in "small", and the graph over them."""
     name = f"template_{uuid.uuid4().hex}"
     url = postgres_server.create_database(name, migrated_template)
 
