@@ -78,7 +78,7 @@ async def _saved(workspace: Workspace, rows: int) -> _Case:
         case.index.snapshot().save(path.with_name("vectors"), b"")
         path.write_text("\n".join(case.ids))
 
-    path = await workspace.shared(f"vectors-{rows}", make)
+    path = await workspace.shared(f"vector-index-{rows}", make)
     index, _ = VectorIndex.open(path.with_name("vectors"), _DIMENSIONS, exact_up_to=rows // 2)
     index.verify()
     case = _Case(_vectors(rows), path.read_text().split("\n"))
