@@ -22,20 +22,18 @@ from tests.mixtures import Matrix
 from tests.servers.postgres import PostgresServer
 
 from . import vector_case
-from .harness import Measured, Sizes, Slice, Workspace, compare
+from .harness import Measured, Sizes, Slice, Workspace
 from .rows import NAMESPACE
-from .search import searches
+from .search import compare_half, compare_texts
 from .searched import (
     DIMENSIONS,
     LIMIT,
     MODEL,
     any_word,
-    over_queries,
     put_documents,
     put_embeddings,
     vectors,
 )
-from .texts import queries, word_in_half
 from .vector_case import VectorCase, with_detail
 
 _decode = CODECS["episode"].decode
@@ -132,15 +130,12 @@ def text_of(rows: int) -> Run:
 async def _text(rows: int, workspace: Workspace, sizes: Sizes) -> Measured:
     rows = min(rows, sizes.rows)
     async with _opened(workspace, rows) as (store, driver):
-        ours = searches(store, kinds="episode", mode="text")
-        return await over_queries(queries(rows, sizes.queries), ours, _finds(driver), sizes.fewer(8))
+        return await compare_texts(store, _finds(driver), rows, sizes, sizes.fewer(8))
 
 
 async def half(workspace: Workspace, sizes: Sizes) -> Measured:
-    word = word_in_half(sizes.rows)
     async with _opened(workspace, sizes.rows) as (store, driver):
-        ours = searches(store, kinds="episode", mode="text")
-        return await compare(ours(word), _finds(driver)(word), sizes.fewer(8), unit="ms", scale=1e3)
+        return await compare_half(store, _finds(driver), sizes, sizes.fewer(8))
 
 
 @asynccontextmanager

@@ -90,3 +90,8 @@ async def _run(run: CancelledAt) -> bool:
         return True
     task.result()
     return False
+
+
+async def awaited(run: CancelledAt) -> None:
+    """Await it, as a task's coroutine."""
+    await run

@@ -13,9 +13,10 @@ from memory_store.durable.documents import make_document
 from memory_store.durable.text_index import Document
 from memory_store.records import RECORDS
 from memory_store.text.documents import SEARCHED
+from tests.fault.servers_support import truth_of
 from tests.fault.support import database
 
-__all__ = ["found", "index_problems", "left_behind", "nothing_left", "server_index_problems"]
+__all__ = ["found", "index_problems", "is_whole", "left_behind", "nothing_left", "server_index_problems"]
 
 _COLUMNS = "namespace, kind, id, parent, place, at, revision, length, corpus, terms"
 
@@ -74,6 +75,18 @@ def left_behind(path: Path) -> list[tuple[Any, ...]]:
     """Return what stands in the backlog of a file."""
     with database(path) as connection:
         return connection.execute("SELECT * FROM backlog").fetchall()
+
+
+async def is_whole(url: str) -> None:
+    """Check that the index is what the records say, and that nothing is left for it."""
+    if url.startswith("sqlite"):
+        path = Path(url.removeprefix("sqlite:///"))
+        assert left_behind(path) == []
+        assert index_problems(path) == []
+        return
+    async with truth_of(url) as truth:
+        assert await truth.connection.fetch("SELECT * FROM backlog") == []
+        assert await server_index_problems(truth.connection) == []
 
 
 async def nothing_left(store: MemoryStore) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from memory_store import Embedding, Episode, MemoryStore, Pattern, SpatiotemporalEntry, Step
 from memory_store.records import RECORDS
-from tests.fault.cancelling import MOMENTS, CancelledAt, cancel_everywhere
+from tests.fault.cancelling import MOMENTS, CancelledAt, awaited, cancel_everywhere
 from tests.fault.support import database, episode, fields, integrity_problems, log_problems, plain_rows
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -313,11 +313,6 @@ async def test_close_cancelled_at_every_await(moment: str, file_url: str) -> Non
             assert number > 1
             return
     raise AssertionError("it never ends")
-
-
-async def awaited(run: CancelledAt) -> None:
-    """Await it, as a task's coroutine."""
-    await run
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -10,7 +10,7 @@ import pytest
 
 from memory_store import Embedding, Episode, MemoryStore, StoreClosedError
 from memory_store.embedders import FunctionEmbedder
-from tests.fault.cancelling import MOMENTS, CancelledAt, cancel_everywhere
+from tests.fault.cancelling import MOMENTS, CancelledAt, awaited, cancel_everywhere
 from tests.fault.search_truth import found, index_problems, left_behind, nothing_left
 from tests.fault.support import database, episode, integrity_problems, log_problems
 
@@ -207,8 +207,3 @@ async def test_closing_cancelled_at_every_await_with_a_backlog(moment: str, file
             assert number > 1
             return
     raise AssertionError("it never ends")
-
-
-async def awaited(run: CancelledAt) -> None:
-    """Await it, as a task's coroutine."""
-    await run

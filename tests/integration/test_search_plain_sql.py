@@ -13,7 +13,7 @@ from memory_store import Episode, MemoryStore, Pattern, Step
 from memory_store.records import RECORDS
 from memory_store.text.documents import SEARCHED, document_terms
 from memory_store.text.terms import terms_of
-from tests.fault.search_truth import found, index_problems, left_behind, server_index_problems
+from tests.fault.search_truth import found, is_whole
 from tests.fault.servers_support import truth_of
 from tests.fault.support import database
 from tests.unit.samples import MAKE, make_episode
@@ -64,18 +64,6 @@ async def rows_of(url: str, kind: str) -> list[Sequence[Any]]:
     async with truth_of(url) as truth:
         sql = f"SELECT {', '.join(spec.columns)} FROM {spec.table.name} WHERE namespace = 'default'"
         return [tuple(row) for row in await truth.connection.fetch(sql)]
-
-
-async def is_whole(url: str) -> None:
-    """Check that the index is what the records say, and that nothing is left for it."""
-    if url.startswith("sqlite"):
-        path = Path(url.removeprefix("sqlite:///"))
-        assert left_behind(path) == []
-        assert index_problems(path) == []
-        return
-    async with truth_of(url) as truth:
-        assert await truth.connection.fetch("SELECT * FROM backlog") == []
-        assert await server_index_problems(truth.connection) == []
 
 
 async def agrees(store: MemoryStore, url: str, words: Sequence[str] = WORDS) -> None:

@@ -6,14 +6,12 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from memory_store import Embedding, MemoryStore, Step
-from tests.fault.search_truth import found, index_problems, left_behind, server_index_problems
-from tests.fault.servers_support import truth_of
+from tests.fault.search_truth import found, is_whole
 from tests.fault.support import Child, Parent, episode
 
 SETTINGS: dict[str, Any] = {"staleness_s": 0, "timeout_s": 30}
@@ -24,18 +22,6 @@ DATABASES = pytest.mark.parametrize("place", ["file_url", "server_url"], ids=["f
 def url(place: str, request: pytest.FixtureRequest) -> str:
     """A database that several processes can open."""
     return str(request.getfixturevalue(place))
-
-
-async def is_whole(url: str) -> None:
-    """Check that the index is what the records say, and that nothing is left for it."""
-    if url.startswith("sqlite"):
-        path = Path(url.removeprefix("sqlite:///"))
-        assert left_behind(path) == []
-        assert index_problems(path) == []
-        return
-    async with truth_of(url) as truth:
-        assert await truth.connection.fetch("SELECT * FROM backlog") == []
-        assert await server_index_problems(truth.connection) == []
 
 
 async def write_and_tell(parent: Parent, url: str, count: int) -> None:
