@@ -232,9 +232,9 @@ def _kinds(kinds: str | Iterable[str] | None, named: Sequence[str]) -> list[str]
 
 
 def _numbers(vector: Iterable[float]) -> tuple[float, ...]:
-    given = vector.tolist() if hasattr(vector, "tolist") else vector  # of an array, in a tenth of the time
+    tolist = getattr(vector, "tolist", None)  # of an array, in a tenth of the time
     try:
-        numbers = tuple(map(float, given))
+        numbers = tuple(map(float, vector if tolist is None else tolist()))
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"vector must hold numbers: {error}") from error
     if not sum(map(abs, numbers)) <= _GREATEST:  # nearly always all are fine, as this says in 10 us
