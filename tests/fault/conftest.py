@@ -15,7 +15,14 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-async def _nothing_goes_wrong_unseen() -> AsyncIterator[None]:
+def _older_objects_are_frozen() -> None:
+    """Walk what the tests before this one left behind once, not at the end of each test: it took a third of a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_goes_wrong_unseen(_older_objects_are_frozen: None) -> AsyncIterator[None]:
     """Fail a test when a future's exception was never looked at or a callback raised."""
     unseen: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))

@@ -63,17 +63,18 @@ async def write(path: WritePath, store: MemoryStore, tag: str) -> bool | None:
     return True
 
 
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cut", list(Cut), ids=lambda cut: cut.name.lower())
 @pytest.mark.parametrize("path", WRITE_PATHS, ids=str)
 async def test_a_write_cut_off_at_any_message_is_made_once_or_not_at_all(
-    path: WritePath, cut: Cut, postgres_server: PostgresDatabases, server_url: str
+    path: WritePath, cut: Cut, stride: int, postgres_server: PostgresDatabases, server_url: str
 ) -> None:
     """The server can be asked on another connection: nothing stays unknown. Only a block of the caller's may fail."""
     async with through_proxy(postgres_server, server_url) as (store, proxy, truth):
         before, after = await states_of(path, store, truth)
         assert before != after
         failed = 0
-        for number in range(1, _MOST_MESSAGES, 3 if cut is Cut.IN_REPLY else 1):
+        for number in range(1, _MOST_MESSAGES, stride):
             tag = f"cut{number}"
             if path.prepare is not None:
                 await path.prepare(store, tag)

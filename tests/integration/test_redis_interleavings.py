@@ -197,14 +197,18 @@ MUTANTS: dict[str, Break] = {
     "own commits are not on the trail": in_code(Edit(trail.Trail, "since", "keys |= step.gone.keys", "keys |= set()")),
 }
 
+# Those before it do not show it: they took 25 s.
+FIRST_SHOWN = {"all generations are one": 14}
+
 
 @pytest.mark.parametrize("name", MUTANTS)
 async def test_a_broken_rule_is_noticed(
     name: str, migrated_file: Path, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     MUTANTS[name](monkeypatch)
+    first = FIRST_SHOWN.get(name, 0)
     try:
-        for seed in range(60):
+        for seed in range(first, first + 60):
             try:
                 await play(seed, fresh(migrated_file, tmp_path, seed), redis_url, monkeypatch)
             except StaleError:

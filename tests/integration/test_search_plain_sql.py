@@ -157,7 +157,7 @@ async def test_vacuum_and_replace(store: MemoryStore, url: str, tmp_path: Path) 
 
 
 @PLACES
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 async def test_stores_and_plain_sql_take_turns(seed: int, store: MemoryStore, url: str) -> None:
     seeded = random.Random(seed)
     async with MemoryStore(url, staleness_s=0) as second:

@@ -22,7 +22,7 @@ from memory_store.cli.demo.summary import Paths, Summary
 
 __all__ = ["EPISODES", "Progress", "crash", "learned", "read", "rebuild", "record"]
 
-EPISODES = 400
+EPISODES = 240
 _WORKERS = 4
 _ACKNOWLEDGED = 400
 _SAMPLED = 200
