@@ -16,7 +16,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _older_objects_are_frozen() -> None:
-    """Walk what the tests before this one left behind once, not at the end of each test: it took a third of a second."""
+    """Walk what earlier tests left behind once, not at the end of each test: it took a third of a second."""
     gc.collect()
     gc.freeze()
 
