@@ -22,8 +22,8 @@ KEYS = {"name", "ratio", "budget", "ours", "baseline", "unit", "environment", "v
 ENVIRONMENT = {"python", "sqlite", "cpu", "cores", "system", "commit", "date", "sqlalchemy", "aiosqlite"}
 
 
-# They build graphs, for which nothing smaller than 10,000 vectors will do.
-SLOW = {"vectors_graph", "vectors_filter", "vectors_put", "vectors_open"}
+# They build graphs, for which nothing smaller than 10,000 vectors will do, or are others again with more rows.
+SLOW = {"vectors_graph", "vectors_filter", "vectors_put", "vectors_open", "text_100k", "server_text_100k"}
 
 
 @pytest.fixture(scope="module")

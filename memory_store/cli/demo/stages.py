@@ -22,10 +22,10 @@ from memory_store.cli.demo.summary import Paths, Summary
 
 __all__ = ["EPISODES", "Progress", "crash", "learned", "read", "rebuild", "record"]
 
-EPISODES = 240
+EPISODES = 120
 _WORKERS = 4
 _ACKNOWLEDGED = 400
-_SAMPLED = 200
+_SAMPLED = 100
 _NEW_VERSION = "demo-2"
 
 Progress = Callable[[int, int], None]
