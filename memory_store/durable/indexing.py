@@ -25,7 +25,7 @@ from memory_store.errors import DurableError, IndexDamagedError, MemoryStoreErro
 from memory_store.records import RECORDS
 from memory_store.text.documents import SEARCHED
 
-__all__ = ["IndexBehind", "Indexer", "LeaveBehind", "is_behind"]
+__all__ = ["IndexBehind", "Indexer", "LeaveBehind"]
 
 T = TypeVar("T")
 _Asking = Generator[Ask, list[tuple[Any, ...]], Any]
@@ -159,12 +159,6 @@ def _index(context: Context, namespace: str, kind: str, keys: Sequence[str]) -> 
         rows = yield from find_existing(RECORDS[kind], namespace, keys)
         context.text.documents.extend(make_document(kind, namespace, row) for row in rows.values())
         context.text.gone.extend(Gone(namespace, kind, key, None) for key in keys if key not in rows)
-
-
-def is_behind(connection: Connection, shard: int, namespace: str) -> bool:
-    """Return whether something of a namespace is not indexed yet."""
-    found = "SELECT 1 FROM backlog WHERE namespace = ? AND shard = ? LIMIT 1"
-    return connection.execute(found, (namespace, shard)).fetchone() is not None
 
 
 class Indexer:

@@ -104,6 +104,8 @@ class ServerTier:
         # first, so there is always one to go by.
         limits = {
             "enable_seqscan": "off",
+            # Statements here take milliseconds, and to compile one takes 60 of them, each time.
+            "jit": "off",
             "statement_timeout": _ms(settings.statement_timeout_s),
             "lock_timeout": _ms(settings.timeout_s),
             "idle_in_transaction_session_timeout": _ms(settings.transaction_timeout_s + 5),

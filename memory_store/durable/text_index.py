@@ -11,7 +11,17 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from memory_store.durable.connection import Connection
 from memory_store.durable.query import Query
 
-__all__ = ["Condition", "Document", "Gone", "Posting", "TextIndex", "Vector", "meeting_query", "text_index"]
+__all__ = [
+    "IS_BEHIND",
+    "Condition",
+    "Document",
+    "Gone",
+    "Posting",
+    "TextIndex",
+    "Vector",
+    "meeting_query",
+    "text_index",
+]
 
 
 class Vector(NamedTuple):
@@ -73,6 +83,21 @@ Posting: TypeAlias = tuple[int, int, int]
 A plain tuple: naming the parts takes as long as ranking them, and a search reads thousands."""
 
 
+class State(NamedTuple):
+    """How far the index is: of which commit of the shard, whether some of a namespace is still to be indexed, its end.
+
+    `newest` is a key that no document exceeds; it grows as documents come.
+    """
+
+    position: int
+    is_behind: bool
+    newest: int
+
+
+IS_BEHIND = "EXISTS (SELECT 1 FROM backlog WHERE namespace = ? AND shard = ?)"
+"""Whether something of a namespace is not indexed yet, as an expression of SQL."""
+
+
 class TextIndex(Protocol):
     """The documents of a database over one connection, in the caller's transaction.
 
@@ -132,12 +157,19 @@ class TextIndex(Protocol):
         """Return of those of these records that have a document its id, its revision and its terms, in any order."""
         ...
 
-    def newest(self, namespace: str) -> int:
-        """Return a key that no document of a namespace exceeds; it grows as documents come."""
+    def state(self, shard: int, namespace: str, sought: Sequence[tuple[str, str]] = ()) -> State:
+        """Return what is indexed of a namespace.
+
+        Args:
+            shard: that the namespace is of.
+            namespace: of the documents.
+            sought: corpora with terms that are likely to be asked for next: to ask a server takes longer than to read
+                the postings of a rare term, so these are read along.
+        """
         ...
 
-    def ids(self, namespace: str, kind: str, keys: Sequence[int]) -> dict[int, str]:
-        """Return the ids of the records of those of these documents that are of the namespace and kind."""
+    def ids(self, namespace: str, keys: Sequence[int]) -> dict[int, tuple[str, str]]:
+        """Return the kind and the id of the records of those of these documents that are of the namespace."""
         ...
 
 

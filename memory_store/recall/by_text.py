@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -11,13 +11,13 @@ from memory_store.codec import Row
 from memory_store.durable.conditions import meeting
 from memory_store.durable.connection import Connection
 from memory_store.durable.documents import corpus_of
-from memory_store.durable.indexing import is_behind
 from memory_store.durable.log import one_state
 from memory_store.durable.reader import read_by_id
 from memory_store.durable.text_index import TextIndex, text_index
 from memory_store.search.asked import Asked
-from memory_store.search.fulltext import Corpus, rank_documents
+from memory_store.search.fulltext import Corpus, Match, rank_documents
 from memory_store.search.results import ordered
+from memory_store.text.queries import Expression
 
 T = TypeVar("T")
 
@@ -53,16 +53,22 @@ class ByText:
 
     async def scores(self, asked: Asked, depth: int) -> tuple[dict[Found, float], bool]:
         """Return the scores of the best, so many at most, and whether all that is stored was looked at."""
-        return await self._run(partial(self._scores, asked=asked, depth=depth))
+        (scores, _), complete = await self._run(partial(self._scores, asked=asked, depth=depth))
+        return scores, complete
 
     async def read(
         self, asked: Asked, depth: int, choose: Callable[[Ranked], Ranked]
-    ) -> tuple[tuple[Ranked, list[tuple[tuple[float, str, str], Row]]], bool]:
-        """Return the best, those that are chosen of them with their rows, and whether all there is was looked at.
+    ) -> tuple[Ranked, list[tuple[tuple[float, str, str], Row]], bool, int]:
+        """Return the best, those that are chosen of them with their rows, and what state of the database they are of.
 
         In one go: to ask the database a second time takes as long as a rare word.
+
+        Returns:
+            The best; those chosen; whether all that is stored was looked at; the position of the newest commit.
         """
-        return await self._run(partial(self._read, asked=asked, depth=depth, choose=choose))
+        find = partial(self._read, asked=asked, depth=depth, choose=choose)
+        (ranked, chosen, position), complete = await self._run(find)
+        return ranked, chosen, complete, position
 
     async def _run(self, find: Callable[[Connection, bool], T | None]) -> tuple[T, bool]:
         access = self._access
@@ -75,32 +81,44 @@ class ByText:
 
     def _read(
         self, connection: Connection, anyway: bool, *, asked: Asked, depth: int, choose: Callable[[Ranked], Ranked]
-    ) -> tuple[Ranked, list[tuple[tuple[float, str, str], Row]]] | None:
-        scores = self._scores(connection, anyway, asked=asked, depth=depth)
-        if scores is None:
+    ) -> tuple[Ranked, list[tuple[tuple[float, str, str], Row]], int] | None:
+        found = self._scores(connection, anyway, asked=asked, depth=depth)
+        if found is None:
             return None
+        scores, position = found
         ranked = in_order(scores)
         chosen = choose(ranked)
         rows = rows_of(connection, asked, self._access.namespace, chosen, is_ranked_now=True)
-        return ranked, [(one, rows[one[1:]]) for one in chosen if one[1:] in rows]
+        return ranked, [(one, rows[one[1:]]) for one in chosen if one[1:] in rows], position
 
-    def _scores(self, connection: Connection, anyway: bool, *, asked: Asked, depth: int) -> dict[Found, float] | None:
-        """Return the scores; None where something is still to be indexed, unless that shall not matter."""
-        found: dict[Found, float] = {}
+    def _scores(
+        self, connection: Connection, anyway: bool, *, asked: Asked, depth: int
+    ) -> tuple[dict[Found, float], int] | None:
+        """Return the scores, and the position; None where something is still to be indexed, unless `anyway`."""
         namespace = self._access.namespace
-        if not anyway and is_behind(connection, self._access.shard.number, namespace):
-            return None
         index = text_index(connection)
-        newest = index.newest(namespace)
+        state = index.state(self._access.shard.number, namespace, list(self._sought(asked)))
+        if state.is_behind and not anyway:
+            return None
+        matches: list[tuple[str, Match]] = []
         for kind, condition in asked.conditions.items():
-            corpus = self._corpus(index, kind, newest)
+            corpus = self._corpus(index, kind, state.newest)
             if corpus.documents:
                 # Documents that are behind their records cannot say what these are like.
                 within = condition._replace(keys=None) if anyway else condition
-                matches = rank_documents(index, corpus, asked.terms, within, depth)
-                ids = index.ids(namespace, kind, [match.key for match in matches])
-                found.update({(kind, ids[match.key]): match.score for match in matches if match.key in ids})
-        return found
+                ranked = rank_documents(index, corpus, asked.terms, within, depth)
+                matches += [(kind, match) for match in ranked]
+        ids = index.ids(namespace, [match.key for _, match in matches]) if matches else {}
+        named = ((ids.get(match.key, ("", "")), kind, match.score) for kind, match in matches)
+        return {found: score for found, kind, score in named if found[0] == kind}, state.position
+
+    def _sought(self, asked: Asked) -> Iterator[tuple[str, str]]:
+        """Yield the terms whose postings are likely to be read, with their corpora: all but those known as common."""
+        if not isinstance(asked.terms, Expression):
+            for kind in asked.conditions:
+                known = self._counted.get(kind)
+                name, common = corpus_of(self._access.namespace, kind), known.corpus.common if known else {}
+                yield from ((name, term) for term in dict.fromkeys(asked.terms) if term not in common)
 
     def _corpus(self, index: TextIndex, kind: str, newest: int) -> Corpus:
         """Return a corpus, counted again when a twentieth of it may have changed."""

@@ -19,9 +19,9 @@ from memory_store.clock import from_us, now_us, to_us
 from memory_store.durable.conditions import condition_on
 from memory_store.durable.connection import Connection
 from memory_store.durable.documents import PLACE_SEPARATOR
-from memory_store.durable.indexing import is_behind
 from memory_store.durable.log import one_state
 from memory_store.durable.query import Query
+from memory_store.durable.text_index import text_index
 from memory_store.errors import ConfigurationError
 from memory_store.recall.search import Search
 from memory_store.records import Episode
@@ -159,7 +159,8 @@ class Recall:
     ) -> list[int]:
         """Return when the newest episodes of the place came to be."""
         namespace = self._access.namespace
-        if _is_whole_place(asking, where) and not is_behind(connection, self._access.shard.number, namespace):
+        index, shard = text_index(connection), self._access.shard.number
+        if _is_whole_place(asking, where) and not index.state(shard, namespace).is_behind:
             sql = "SELECT at FROM documents WHERE namespace = ? AND place = ? AND at <= ? ORDER BY at DESC LIMIT ?"
             rows = connection.execute(sql, (namespace, _place_of(asking), now, _MOST)).fetchall()
         else:

@@ -44,6 +44,18 @@ class _Answer(NamedTuple):
     bytes: int
 
 
+class _Found(NamedTuple):
+    """The best, the hits chosen of them, whether all that is stored was looked at, and the position of what was read.
+
+    That is None where it was read in several states of the database.
+    """
+
+    ranked: Ranked
+    hits: list[Hit]
+    complete: bool
+    position: int | None
+
+
 class Search:
     """Searches one namespace of an open store.
 
@@ -69,9 +81,11 @@ class Search:
         if known is not None:
             return known
         place = None if cursor is None else read_cursor(asked.key, cursor)
-        await self._access.coherence.catch_up()
+        if not self._is_by_text(asked):  # then the database is asked as it is; what is known of it plays no part
+            await self._access.coherence.catch_up()
         as_of, restarts = self._access.cache.position, self._access.cache.restarts
-        results = await self._find(asked, place)
+        results, read_at = await self._find(asked, place)
+        as_of = as_of if read_at is None else read_at
         size = 1024 + sum(hit.size for hit in results)
         if results.complete and size <= _ANSWERS_BYTES // 8:
             self._answers[asked.key, cursor] = _Answer(results, as_of, restarts, boot_s() + ANSWER_TTL_S, size)
@@ -93,8 +107,8 @@ class Search:
 
     async def pool(self, asked: Asked, size: int) -> tuple[list[Hit], bool]:
         """Return the best hits of which some are to be chosen, and whether all that is stored was looked at."""
-        _, hits, complete = await self._found(asked, size, lambda ranked: ranked[:size])
-        return hits, complete
+        found = await self._found(asked, size, lambda ranked: ranked[:size])
+        return found.hits, found.complete
 
     async def chosen(self, asked: Asked, pool: Sequence[Hit]) -> tuple[list[Hit], float | None]:
         """Return the hits of a pool that a reranker puts first, or that differ most; and how much they differ."""
@@ -109,16 +123,18 @@ class Search:
             candidates = [Candidate(*of) for of in zip(pool, vectors, terms, strict=True)]
         return await select(asked, candidates, self._models.rerank)
 
-    async def _find(self, asked: Asked, place: Place | None) -> SearchResults:
+    async def _find(self, asked: Asked, place: Place | None) -> tuple[SearchResults, int | None]:
+        """Return the results, and the position of what was read; see `_Found`."""
         if asked.diversity is not None or self._models.rerank is not None:
             if place is not None:
                 raise ConfigurationError("a search with diversity or a reranker has one page: ask for more by `limit`")
-            pool, complete = await self.pool(asked, max(_POOL, 3 * asked.limit))
-            hits, diversity = await self.chosen(asked, pool)
-            return SearchResults(tuple(hits), None, complete, diversity)
+            size = max(_POOL, 3 * asked.limit)
+            found = await self._found(asked, size, lambda ranked: ranked[:size])
+            hits, diversity = await self.chosen(asked, found.hits)
+            return SearchResults(tuple(hits), None, found.complete, diversity), found.position
         return await self._page(asked, place)
 
-    async def _page(self, asked: Asked, place: Place | None) -> SearchResults:
+    async def _page(self, asked: Asked, place: Place | None) -> tuple[SearchResults, int | None]:
         """Return the hits behind a place."""
 
         def page(ranked: Ranked) -> Ranked:
@@ -126,31 +142,32 @@ class Search:
             return ranked[start : start + asked.limit]
 
         enough = asked.limit + 1 + (0 if place is None else place.passed)
-        ranked, hits, complete = await self._found(asked, enough, page)
-        shown, following = page(ranked), None
-        if shown and shown[-1] is not ranked[-1]:
-            passed = asked.limit + (0 if place is None else continued(ranked, place))
+        found = await self._found(asked, enough, page)
+        shown, following = page(found.ranked), None
+        if shown and shown[-1] is not found.ranked[-1]:
+            passed = asked.limit + (0 if place is None else continued(found.ranked, place))
             following = write_cursor(asked.key, Place(passed, *shown[-1][1:]))
-        return SearchResults(tuple(hits), following, complete)
+        return SearchResults(tuple(found.hits), following, found.complete), found.position
 
-    async def _found(
-        self, asked: Asked, enough: int, choose: Callable[[Ranked], Ranked]
-    ) -> tuple[Ranked, list[Hit], bool]:
-        """Return the best, so many where there are, the hits chosen of them, and whether all there is was looked at."""
-        if asked.mode == "text" or not (self._models.has_any or asked.vector is not None):
+    def _is_by_text(self, asked: Asked) -> bool:
+        return asked.mode == "text" or not (self._models.has_any or asked.vector is not None)
+
+    async def _found(self, asked: Asked, enough: int, choose: Callable[[Ranked], Ranked]) -> _Found:
+        """Return the best, so many where there are, and the hits chosen of them."""
+        if self._is_by_text(asked):
             if asked.mode == "vector":
                 raise ConfigurationError(
                     "a search by vector needs a model, MemoryStore(url, embed=...), or the vector itself, vector=..."
                 )
-            (ranked, rows), complete = await self._text.read(asked, enough, choose)
+            ranked, rows, complete, position = await self._text.read(asked, enough, choose)
             hits = [Hit(kind, row, score, {"text": score}, asked.sought) for (score, kind, _), row in rows]
-            return ranked, hits, complete
+            return _Found(ranked, hits, complete, position)
         if asked.mode == "vector":
             found, complete = await self._by_vector(asked, enough)
             ranked, scores = in_order(found), {key: {"vector": score} for key, score in found.items()}
         else:
             ranked, scores, complete = await self._fused(asked, enough)
-        return ranked, await self._hits(asked, choose(ranked), scores), complete
+        return _Found(ranked, await self._hits(asked, choose(ranked), scores), complete, None)
 
     async def _fused(self, asked: Asked, enough: int) -> tuple[Ranked, dict[Found, dict[str, float]], bool]:
         """Return what both parts find, the scores of each, and whether all there is was looked at.

@@ -1,23 +1,27 @@
 """PostgreSQL's full-text index: a tsvector a document, with a GIN index over them, read term by term.
 
 PostgreSQL's own ranking knows nothing of how common a word is, and reads every document that has one. What is read here
-are postings; how often a term is in a document follows from `ts_rank` of that term alone, which is
-sum(1/j^2, j = 1..count) / (pi^2 / 6) where all weights are 1 (src/backend/utils/adt/tsrank.c).
+are postings, see `postgresql_postings.py`.
 """
 
 # ruff: noqa: S608 - made of our own names
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import accumulate
-from math import pi
 from typing import Any
 
 from memory_store.durable.connection import Connection
+from memory_store.durable.dialects.postgresql_postings import (
+    EQUAL,
+    SIGN,
+    count_of,
+    query_of,
+    read_postings,
+    terms_text,
+)
 from memory_store.durable.dialects.postgresql_vectors import drop_vectors, put_vectors
-from memory_store.durable.text_index import Condition, Document, Gone, Posting, meeting_query
+from memory_store.durable.text_index import IS_BEHIND, Condition, Document, Gone, Posting, State, meeting_query
 from memory_store.text.queries import Expression
 
 __all__ = ["ServerTextIndex", "arrays_of"]
@@ -30,12 +34,14 @@ _WRITE = (
 )
 _DROP = "DELETE FROM documents WHERE namespace = ? AND kind = ? AND id = ? RETURNING id"
 _DROP_OF_PARENT = "DELETE FROM documents WHERE namespace = ? AND kind = ? AND parent = ? RETURNING id"
-_EQUAL = "CAST('{1,1,1,1}' AS real[])"
 
 # Beyond this a count is an estimate: a term has more postings than a search reads.
 _MOST_COUNTED = 20_001
-# Terms are counted up to this first, and up to the other bound where a sample says that they are not beyond it.
+# Up to this the postings of a term are read to count them. Where there are more, they are counted up to the other bound
+# if a sample says that they are not beyond it.
 _FEW_COUNTED = 2_001
+# Of more terms at once none is read, but all are counted: a text as a query has hundreds.
+_MOST_ALONG = 32
 # Of more documents, the length of one is that of a sample.
 _MOST_AVERAGED = 2_000
 # Documents of a sample below which it says nothing.
@@ -45,11 +51,6 @@ _LEAST_SAMPLE = 100
 # upper limit of the keys is for the planner: before the first ANALYZE it reads the whole table without (3.5 s). Without
 # the terms' places, and unpacked once (`strip`): else each term unpacks all of them, 12 ms for 1,000.
 _PARTS, _OF_PART, _LOOKED_AT = 20, 50, 1_000
-# A tsvector keeps no more places of a term, and no place behind this one.
-_MOST_PLACES, _LAST_PLACE = 255, 16_383
-_RANKS = [total / (pi * pi / 6) for total in accumulate(1 / (j * j) for j in range(1, _MOST_PLACES + 1))]
-# Neighbouring ranks differ by more than this; `ts_rank` is a float of 24 bits.
-_TOLERANCE = 1e-6
 
 
 class ServerTextIndex:
@@ -57,6 +58,7 @@ class ServerTextIndex:
 
     def __init__(self, connection: Connection, *, with_vectors: bool) -> None:
         self._connection, self._with_vectors = connection, with_vectors
+        self._read: dict[tuple[str, str], list[Posting]] = {}
 
     def write(self, documents: Sequence[Document], gone: Sequence[Gone]) -> None:
         """Delete, then insert or replace."""
@@ -94,21 +96,25 @@ class ServerTextIndex:
         return int(count), float(average or 0)
 
     def frequencies(self, corpus: str, terms: Sequence[str], namespace: str, documents: int) -> list[int]:
-        """Count, but for terms with more than a bound: these by their share of a sample.
-
-        Of 100,000 documents twelve words, ten of them common, take 280 ms; counted up to the bound 950; rare ones 3.
-        """
-        # First up to where terms are remembered as common: rare ones are asked for each time, and need no sample.
+        """Read the postings of rare ones, and keep them; count the others, or take their share of a sample."""
+        whole = [(corpus, term) for term in terms if not term.endswith("*")]
+        unread = [named for named in whole if named not in self._read]
+        if 0 < len(unread) <= _MOST_ALONG:
+            self._read_along(unread)
+        counts = {term: len(self._read.get((corpus, term), ())) for term in terms}
+        many = [term for term in terms if counts[term] >= _FEW_COUNTED or (corpus, term) not in self._read]
+        # First up to where terms are remembered as common: others are asked for each time, and need no sample.
         few = min(_MOST_COUNTED, max(_FEW_COUNTED, documents // 50 + 2))
-        counts = self._counted(corpus, terms, few)
-        if few > documents or max(counts, default=0) < few:
-            return counts
-        many = [term for term, count in zip(terms, counts, strict=True) if count >= few]
-        known = self._estimated(corpus, many, namespace, documents)
-        seldom = [term for term in many if known[term] <= _MOST_COUNTED]
-        if seldom and few < _MOST_COUNTED:
-            known.update(zip(seldom, self._counted(corpus, seldom, _MOST_COUNTED), strict=True))
-        return [max(count, known.get(term, 0)) for term, count in zip(terms, counts, strict=True)]
+        if many and (few > _FEW_COUNTED or any((corpus, term) not in self._read for term in many)):
+            counts.update(zip(many, self._counted(corpus, many, few), strict=True))
+        many = [term for term in many if counts[term] >= few]
+        if many and few <= documents:
+            known = self._estimated(corpus, many, namespace, documents)
+            seldom = [term for term in many if known[term] <= _MOST_COUNTED]
+            if seldom and few < _MOST_COUNTED:
+                known.update(zip(seldom, self._counted(corpus, seldom, _MOST_COUNTED), strict=True))
+            counts.update((term, max(counts[term], count)) for term, count in known.items())
+        return [counts[term] for term in terms]
 
     def _estimated(self, corpus: str, terms: Sequence[str], namespace: str, documents: int) -> dict[str, int]:
         """Return about how many documents have each term, by a sample; 0 for all where that is too small to say it."""
@@ -117,7 +123,7 @@ class ServerTextIndex:
             "count(*) FILTER (WHERE sample.terms @@ asked.query) FROM sample, "
             "unnest(CAST(? AS text[])::tsquery[]) WITH ORDINALITY AS asked(query, place) GROUP BY asked.place"
         )
-        parameters = [*_of_sample(corpus, namespace, documents), [_query(corpus, term) for term in terms]]
+        parameters = [*_of_sample(corpus, namespace, documents), [query_of(corpus, term) for term in terms]]
         found = {place: (size, having) for place, size, having in self._connection.execute(sql, parameters)}
         sizes = [found.get(place, (0, 0)) for place in range(1, len(terms) + 1)]
         return {
@@ -132,23 +138,21 @@ class ServerTextIndex:
             f"LIMIT {most}) AS found) "
             "FROM unnest(CAST(? AS text[])::tsquery[]) WITH ORDINALITY AS asked(query, place)"
         )
-        rows = self._connection.execute(sql, ([_query(corpus, term) for term in terms],)).fetchall()
+        rows = self._connection.execute(sql, ([query_of(corpus, term) for term in terms],)).fetchall()
         counted = dict(rows)
         return [int(counted[place]) for place in range(1, len(terms) + 1)]
 
     def postings(self, corpus: str, term: str, condition: Condition, limit: int) -> list[Posting]:
-        """Read documents by way of the index."""
-        rows = self._connection.execute(
-            f"SELECT d.key, ts_rank({_EQUAL}, d.terms, asked.query), d.length FROM documents AS d, "
-            f"(SELECT CAST(CAST(? AS text) AS tsquery) AS query) AS asked "
-            f"WHERE d.terms @@ asked.query AND {condition.sql} LIMIT {int(limit)}",
-            (_query(corpus, term), *condition.parameters),
-        )
-        return [(key, _count(rank), length) for key, rank, length in rows]
+        """Read them by way of the index, unless they were read to count them."""
+        read = self._read.get((corpus, term), [])
+        if condition.ids is None and 0 < len(read) < _FEW_COUNTED:
+            return read[:limit]
+        [found], _ = read_postings(self._connection, [(corpus, term)], condition, limit)
+        return found
 
     def matching(self, corpus: str, terms: Sequence[str], condition: Condition, limit: int) -> list[int]:
         """Newest first: by the key, which is given in order."""
-        return self._match(" | ".join(_query(corpus, term) for term in terms), condition, limit)
+        return self._match(" | ".join(query_of(corpus, term) for term in terms), condition, limit)
 
     def matching_expression(self, corpus: str, expression: Expression, condition: Condition, limit: int) -> list[int]:
         """Say it as a tsquery."""
@@ -170,11 +174,14 @@ class ServerTextIndex:
     def counts(
         self, namespace: str, keys: Sequence[int], corpus: str, terms: Sequence[str]
     ) -> list[tuple[int, int, list[int]]]:
-        """Let the server look each term up in each document."""
-        ranks = "".join(f", ts_rank({_EQUAL}, terms, CAST(CAST(? AS text) AS tsquery))" for _ in terms)
-        sql = f"SELECT key, length{ranks} FROM documents WHERE namespace = ? AND key = ANY(CAST(? AS bigint[]))"
-        rows = self._connection.execute(sql, (*(_query(corpus, term) for term in terms), namespace, list(keys)))
-        return [(key, length, [_count(rank) for rank in found]) for key, length, *found in rows]
+        """Let the server look each term up in each document, whose terms are read once (`setweight` makes a copy)."""
+        ranks = "".join(f", ts_rank({EQUAL}, terms, CAST(CAST(? AS text) AS tsquery))" for _ in terms)
+        sql = (
+            f"SELECT key, length{ranks} FROM (SELECT key, length, setweight(terms, 'D') AS terms FROM documents "
+            "WHERE namespace = ? AND key = ANY(CAST(? AS bigint[])) OFFSET 0) AS read"
+        )
+        rows = self._connection.execute(sql, (*(query_of(corpus, term) for term in terms), namespace, list(keys)))
+        return [(key, length, [count_of(rank) for rank in found]) for key, length, *found in rows]
 
     def terms(self, namespace: str, kind: str, ids: Sequence[str]) -> list[tuple[str, int, list[str]]]:
         """Read the words of the tsvectors, without the name of the corpus that stands before each."""
@@ -183,33 +190,40 @@ class ServerTextIndex:
             "WHERE namespace = ? AND kind = ? AND id = ANY(CAST(? AS text[]))"
         )
         rows = self._connection.execute(sql, (namespace, kind, list(ids))).fetchall()
-        return [(id_, revision, [term[start:] for term in terms]) for id_, revision, start, terms in rows]
+        return [
+            (id_, revision, [term[start:] for term in terms if not term.startswith(SIGN, start)])
+            for id_, revision, start, terms in rows
+        ]
 
-    def newest(self, namespace: str) -> int:
-        """Look at the end of their index."""
-        sql = "SELECT coalesce(max(key), 0) FROM documents WHERE namespace = ?"
-        [(newest,)] = self._connection.execute(sql, (namespace,)).fetchall()
-        return int(newest)
+    def state(self, shard: int, namespace: str, sought: Sequence[tuple[str, str]] = ()) -> State:
+        """Look at the end of the documents' index, and read what is sought in the same statement."""
+        figures = (
+            f"(SELECT position FROM head WHERE shard = ?), CAST({IS_BEHIND} AS int), "
+            "(SELECT coalesce(max(key), 0) FROM documents WHERE namespace = ?)"
+        )
+        given = (shard, namespace, shard, namespace)
+        sought = [(corpus, term) for corpus, term in sought if not term.endswith("*")]
+        if len(sought) > _MOST_ALONG:
+            sought = []
+        position, behind, newest = self._read_along(sought, figures, given)
+        return State(position, bool(behind), newest)
 
-    def ids(self, namespace: str, kind: str, keys: Sequence[int]) -> dict[int, str]:
+    def _read_along(self, sought: Sequence[tuple[str, str]], figures: str = "", given: Sequence[Any] = ()) -> list[int]:
+        """Keep the postings of terms, so many that rare ones have no more; return figures of the same moment."""
+        found, numbers = read_postings(self._connection, sought, None, _FEW_COUNTED, figures, given)
+        self._read.update(zip(sought, found, strict=True))
+        return numbers
+
+    def ids(self, namespace: str, keys: Sequence[int]) -> dict[int, tuple[str, str]]:
         """Look them up."""
-        sql = "SELECT key, id FROM documents WHERE namespace = ? AND key = ANY(CAST(? AS bigint[])) AND kind = ?"
-        return dict(self._connection.execute(sql, (namespace, list(keys), kind)).fetchall())
+        sql = "SELECT key, kind, id FROM documents WHERE namespace = ? AND key = ANY(CAST(? AS bigint[]))"
+        return {key: (kind, id_) for key, kind, id_ in self._connection.execute(sql, (namespace, list(keys)))}
 
 
 def arrays_of(documents: Sequence[Document]) -> list[list[Any]]:
     """Return the columns of documents without a parent, in the order of `postgresql_inserts`."""
     rows = [(*one[:3], *one[4:9], terms_text(one)) for one in documents]
     return [[row[index] for row in rows] for index in range(9)]
-
-
-def terms_text(document: Document) -> str:
-    """Return a document's terms as the text of a tsvector, each with its places."""
-    corpus = document.corpus
-    places: dict[str, list[str]] = {}
-    for place, term in enumerate(document.terms, 1):
-        places.setdefault(term, []).append(str(min(place, _LAST_PLACE)))
-    return " ".join(f"'{corpus}{term}':{','.join(found)}" for term, found in places.items())
 
 
 def _sample(columns: str) -> str:
@@ -231,18 +245,10 @@ def _of_sample(corpus: str, namespace: str, documents: int) -> list[Any]:
     return [_PARTS, 2 * _OF_PART / documents, namespace, namespace, corpus]
 
 
-def _query(corpus: str, term: str) -> str:
-    return f"'{corpus}{term[:-1]}':*" if term.endswith("*") else f"'{corpus}{term}'"
-
-
-def _count(rank: float) -> int:
-    return 0 if rank <= 0 else bisect_left(_RANKS, rank - _TOLERANCE) + 1
-
-
 def _in_words(corpus: str, expression: Expression) -> str:
     """Return an expression as a tsquery, https://www.postgresql.org/docs/current/datatype-textsearch.html."""
     if expression.operator == "phrase":
-        return f"({' <-> '.join(_query(corpus, term) for term in expression.terms)})"
+        return f"({' <-> '.join(query_of(corpus, term) for term in expression.terms)})"
     left, right = (_in_words(corpus, side) for side in expression.sides)
     return f"({left} {_OPERATORS[expression.operator]} {right})"
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from memory_store.durable.connection import Connection, ServerText
 from memory_store.durable.query import Query
-from memory_store.durable.text_index import Condition, Document, Vector
+from memory_store.durable.text_index import IS_BEHIND, Condition, Document, Vector
 from memory_store.durable.vectors import MOST_DIMENSIONS
 
 __all__ = [
@@ -181,7 +181,7 @@ def search_graph(
 def look(connection: Connection, shard: int, space: Space) -> tuple[bool, int]:
     """Return whether something of a namespace is still to be indexed, and how many vectors a graph has, 0 for none."""
     asked = (
-        "SELECT EXISTS (SELECT FROM backlog WHERE namespace = ? AND shard = ?), (SELECT CAST(reltuples AS bigint) "
+        f"SELECT {IS_BEHIND}, (SELECT CAST(reltuples AS bigint) "
         "FROM pg_class JOIN pg_index ON indexrelid = pg_class.oid WHERE relname = ? AND indisvalid "
         "AND relnamespace = CAST(current_schema() AS regnamespace))"
     )

@@ -20,7 +20,7 @@ from typing import Any
 
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects.sqlite import DAMAGED_INDEX, allow_shadow_writes, error_code, is_index_damage
-from memory_store.durable.text_index import Condition, Document, Gone, Posting, meeting_query
+from memory_store.durable.text_index import IS_BEHIND, Condition, Document, Gone, Posting, State, meeting_query
 from memory_store.errors import IndexDamagedError
 from memory_store.text.queries import Expression
 
@@ -60,7 +60,7 @@ class FileTextIndex:
             many("INSERT INTO documents_text (documents_text, rowid, terms) VALUES ('delete', ?, ?)", dropped.values())
             many("DELETE FROM documents WHERE key = ?", [(key,) for key in dropped])
         if documents:
-            first = self.newest(documents[0].namespace) + 1
+            first = self._newest() + 1
             rows = [(key, *one[:9], " ".join(one.terms)) for key, one in enumerate(documents, first)]
             many(_INSERT, rows)
             named = [(row[0], _named(*row[-2:])) for row in rows]
@@ -198,15 +198,20 @@ class FileTextIndex:
             found += [(id_, revision, text.split(" ") if text else []) for id_, revision, text in rows]
         return found
 
-    def newest(self, namespace: str) -> int:
-        """Return the newest key of all."""
+    def state(self, shard: int, namespace: str, sought: Sequence[tuple[str, str]] = ()) -> State:
+        """Take the newest key of all; what is sought is as quickly read when it is asked for."""
+        sql = f"SELECT position, {IS_BEHIND} FROM head WHERE shard = ?"
+        [(position, behind)] = self._connection.execute(sql, (namespace, shard, shard))
+        return State(position, bool(behind), self._newest())
+
+    def _newest(self) -> int:
         [(newest,)] = self._connection.execute("SELECT coalesce(max(key), 0) FROM documents")
         return int(newest)
 
-    def ids(self, namespace: str, kind: str, keys: Sequence[int]) -> dict[int, str]:
+    def ids(self, namespace: str, keys: Sequence[int]) -> dict[int, tuple[str, str]]:
         """Look them up."""
-        found = self._rows("SELECT key, id, namespace, kind FROM documents WHERE key", keys)
-        return {key: id_ for key, id_, *of in found if of == [namespace, kind]}
+        found = self._rows("SELECT key, kind, id, namespace FROM documents WHERE key", keys)
+        return {key: (kind, id_) for key, kind, id_, of in found if of == namespace}
 
     def _rows(self, select: str, keys: Sequence[int]) -> Iterator[Any]:
         for start in range(0, len(keys), _AT_ONCE):
