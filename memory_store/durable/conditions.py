@@ -10,14 +10,19 @@ from sqlalchemy import Column, Dialect, Select, literal_column, select
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import ColumnElement, Grouping
 
+from memory_store.codec import Row
 from memory_store.durable.compiled import compiled
 from memory_store.durable.connection import Connection
 from memory_store.durable.query import Query, check_inside, within
+from memory_store.durable.statements import batch_size, pad
 from memory_store.durable.text_index import Condition
 from memory_store.errors import ConfigurationError
 from memory_store.records import RECORDS
 
-__all__ = ["applies", "condition_on", "kind_named", "meeting"]
+__all__ = ["applies", "condition_on", "kind_named", "meeting", "read_meeting"]
+
+# Records whose condition is asked by one statement.
+_AT_ONCE = 256
 
 
 def kind_named(expression: Any) -> str:
@@ -112,18 +117,26 @@ def _embedded(name: str) -> Dialect:
     return made
 
 
-def meeting(connection: Connection, condition: Condition, ids: Sequence[str] | None = None) -> list[str]:
-    """Return the ids of the records that meet a condition with expressions, of all or of these."""
+def meeting(connection: Connection, condition: Condition) -> list[str]:
+    """Return the ids of the records that meet a condition with expressions."""
     assert condition.ids is not None
-    text, parameters = condition.ids
-    if ids is not None and not ids:
-        return []
-    if ids is not None:
+    return [id_ for (id_,) in connection.execute(*condition.ids)]
+
+
+def read_meeting(connection: Connection, kind: str, condition: Condition, ids: Sequence[str]) -> dict[str, Row]:
+    """Return the rows of those of these records that meet a condition, by id."""
+    spec, found = RECORDS[kind], dict[str, Row]()
+    columns = ", ".join(f"r.{name}" for name in spec.columns)
+    for start in range(0, len(ids), _AT_ONCE):
+        chunk = ids[start : start + _AT_ONCE]
+        places = batch_size(len(chunk))
         # Id by id: with `id IN (...)` SQLite reads all of a domain, 3.2 ms for 50 ids where this takes 0.3.
-        given = ", ".join(["(CAST(? AS text))"] * len(ids))
-        text = (
-            "SELECT d.id FROM (SELECT CAST(? AS text) AS namespace, CAST(? AS text) AS kind, column1 AS id "  # noqa: S608
-            f"FROM (VALUES {given}) AS asked) AS d WHERE {condition.sql}"
+        given = ", ".join(["(CAST(? AS text))"] * places)
+        sql = (
+            f"SELECT {columns} FROM (SELECT CAST(? AS text) AS namespace, CAST(? AS text) AS kind, column1 AS id "  # noqa: S608
+            f"FROM (VALUES {given}) AS asked) AS d CROSS JOIN {spec.table.name} AS r "
+            f"WHERE r.namespace = d.namespace AND r.id = d.id AND {condition.sql}"
         )
-        parameters = [*condition.parameters[:2], *ids, *condition.parameters]
-    return [id_ for (id_,) in connection.execute(text, parameters)]
+        parameters = (*condition.parameters[:2], *pad(chunk, places), *condition.parameters)
+        found.update((row[0], row) for row in connection.execute(sql, parameters))
+    return found

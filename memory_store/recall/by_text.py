@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from memory_store.access import TieredAccess
 from memory_store.codec import Row
-from memory_store.durable.conditions import meeting
+from memory_store.durable.conditions import read_meeting
 from memory_store.durable.connection import Connection
 from memory_store.durable.documents import corpus_of
 from memory_store.durable.log import one_state
@@ -154,7 +154,8 @@ def rows_of(
         ids = [id_ for _, of, id_ in ranked if of == kind]
         condition = asked.conditions[kind]
         if condition.ids is not None and not is_ranked_now:
-            ids = meeting(connection, condition, ids)
-        found = read_by_id(connection, kind, namespace, ids)
+            found = read_meeting(connection, kind, condition, ids)
+        else:
+            found = read_by_id(connection, kind, namespace, ids)
         rows.update({(kind, id_): row for id_, row in found.items()})
     return rows

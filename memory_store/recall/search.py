@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -81,8 +82,6 @@ class Search:
         if known is not None:
             return known
         place = None if cursor is None else read_cursor(asked.key, cursor)
-        if not self._is_by_text(asked):  # then the database is asked as it is; what is known of it plays no part
-            await self._access.coherence.catch_up()
         as_of, restarts = self._access.cache.position, self._access.cache.restarts
         results, read_at = await self._find(asked, place)
         as_of = as_of if read_at is None else read_at
@@ -222,7 +221,8 @@ class Search:
 
     def _rows(self, connection: Connection, asked: Asked, ranked: Ranked) -> dict[Found, Row]:
         """Read the records found, without those that have changed meanwhile into what was not asked for."""
-        with one_state(connection):
+        # One kind is read by one statement.
+        with one_state(connection) if len({kind for _, kind, _ in ranked}) > 1 else nullcontext():
             return rows_of(connection, asked, self._access.namespace, ranked, is_ranked_now=False)
 
 

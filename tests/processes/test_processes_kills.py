@@ -33,7 +33,7 @@ def test_nothing_acknowledged_is_lost_over_50_kills(tmp_path: Path, show: Callab
     """Over fifty, or as many more as it takes to meet every place."""
     figures = kill_again_and_again(tmp_path / "agent.db", 50, seed=1, most=250, enough=lambda found: not missed(found))
     show(figures.lines())
-    assert figures.acknowledged > 200
+    assert figures.acknowledged > 100
     assert missed(figures) == []
 
 
