@@ -67,8 +67,8 @@ class Condition(NamedTuple):
     """What restricts a search to documents of a namespace and kind, and to records that meet expressions.
 
     `sql` says it of a document `d`, with `?` for parameters. `ids` is the query for the ids of the records that meet
-    the expressions; None where there are none, and every record is meant. `keys` is the query for the keys of the
-    documents `d` that do, where these alone can say it.
+    the expressions; None where there are none, and every record is meant. `keys` says the same by documents, where they
+    can and none is behind: for the keys of the documents that do, or, of vectors, for the ids of the embeddings.
     """
 
     sql: str

@@ -90,6 +90,8 @@ class ServerSpaces:
         behind, in_graph = server.look(connection, access.shard.number, space)
         if behind and not anyway:
             return None
+        if condition.keys is not None and not behind:
+            condition = condition._replace(ids=condition.keys)
         if in_graph and any(unit):
             count = self._count(connection, access, space)
             search = self._plan(connection, count, max(in_graph, count), limit, condition)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from memory_store.access import TieredAccess
 from memory_store.durable.conditions import meeting
-from memory_store.durable.text_index import Condition
+from memory_store.durable.connection import Connection
+from memory_store.durable.log import one_state
+from memory_store.durable.text_index import Condition, text_index
 from memory_store.errors import CacheError, DimensionMismatchError
 from memory_store.recall.server_spaces import ServerSpaces
 from memory_store.recall.spaces import VectorSpace
@@ -66,7 +68,7 @@ class VectorSpaces:
     ) -> list[tuple[str, str, float]]:
         index, among = await self.space(access, model, len(vector)).current(), None
         if condition.ids is not None:
-            among = await access.durable.scan.run(lambda connection: meeting(connection, condition))
+            among = await access.durable.scan.run(lambda connection: _meeting(connection, access, condition))
         return [(key, index.parent_of(key), score) for key, score in index.search(vector, limit, among=among)]
 
     async def vectors_of(
@@ -99,6 +101,16 @@ class VectorSpaces:
             except (CacheError, OSError):
                 continue
         self._spaces.clear()
+
+
+def _meeting(connection: Connection, access: TieredAccess, condition: Condition) -> list[str]:
+    """Return the ids of the embeddings that meet a condition."""
+    if condition.keys is None:
+        return meeting(connection, condition)
+    with one_state(connection):
+        if text_index(connection).state(access.shard.number, access.namespace).is_behind:
+            return meeting(connection, condition)
+        return [id_ for (id_,) in connection.execute(*condition.keys)]
 
 
 def _folder_name(namespace: str, model: str, dimensions: int) -> str:
