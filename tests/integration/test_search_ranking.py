@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from memory_store import MemoryStore, Step
+from memory_store import Embedding, Episode, MemoryStore, Step
 from memory_store.durable import indexing
 from memory_store.durable.connection import Connection
 from memory_store.durable.dialects import postgresql_text
@@ -148,6 +148,23 @@ async def test_documents_that_are_behind_do_not_say_where_an_episode_belongs(
     assert ({hit.record.domain for hit in moved}, len(moved)) == ({"cli"}, 20)
 
 
+async def test_documents_that_are_behind_do_not_say_where_a_vector_belongs(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    episodes = [make_episode(id=f"e{number:02}", domain="web", context="lamp") for number in range(30)]
+    vector = {"content": "", "embedding": [1.0, 0.0], "model_name": "m", "vector_dim": 2}
+    await store.episodes.put_many(episodes)
+    await store.embeddings.put_many([Embedding(id=f"v{one.id}", episode_id=one.id, **vector) for one in episodes])
+    asked = {"task_type": "debugging", "mode": "vector", "vector": [1.0, 0.0], "model": "m", "limit": 50}
+    assert len(await store.recall("lamp", domain="web", **asked)) == 30
+    monkeypatch.setattr(indexing, "_MOST_PIECES", 0)
+    monkeypatch.setattr(indexing, "_PAUSE_S", 3600)
+    await store.episodes.put_many([replace(episode, domain="cli") for episode in episodes[:20]])
+    left, moved = [await store.recall("lamp", domain=domain, **asked) for domain in ("web", "cli")]
+    assert ({hit.record.domain for hit in left}, len(left)) == ({"web"}, 10)
+    assert ({hit.record.domain for hit in moved}, len(moved)) == ({"cli"}, 20)
+
+
 async def test_what_is_too_common_to_be_counted_on_a_server_is_estimated(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,3 +196,46 @@ async def test_what_is_too_common_to_be_counted_on_a_server_is_estimated(
         [best, *others] = await store.search("often zebra", mode="text", kinds="episode")
         assert best.id == "zebra"
         assert all(hit.score < 1e-4 for hit in others), "what nearly all have says nothing"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "lantern",
+        "lantern oil",
+        "often lantern",
+        "often",
+        " ".join(["lantern", "often", *(f"absent{n}" for n in range(40))]),  # more than are read at once
+    ],
+)
+async def test_a_server_ranks_as_a_file_does(query: str, file_url: str, server_url: str) -> None:
+    """However often a term is in a document: up to three times the index says it, beyond that the document does."""
+    times = [1, 2, 3, 4, 5, 9, 40, 254, 255]
+    episodes = [
+        make_episode(id=f"e{n}", domain=f"d{n % 2}", context=f"{'lantern ' * count}{'oil ' * (n % 4)}often {'x ' * n}")
+        for n, count in enumerate(times)
+    ]
+    episodes += [make_episode(id=f"o{n}", domain="d0", context=f"{'often ' * (n % 5)}nothing") for n in range(60)]
+    found: list[list[tuple[str, float]]] = []
+    for url in (file_url, server_url):
+        async with MemoryStore(url) as store:
+            await store.episodes.put_many(episodes)
+            for where in (None, Episode.c.domain == "d1"):
+                hits = await store.search(query, mode="text", kinds="episode", where=where, limit=50)
+                found.append([(hit.id, hit.score) for hit in hits])
+    for here, there in zip(found[:2], found[2:], strict=True):
+        assert [id_ for id_, _ in here] == [id_ for id_, _ in there]
+        assert [score for _, score in here] == pytest.approx([score for _, score in there], rel=1e-6)
+        assert len(here) >= len(times) // 2
+
+
+async def test_what_a_server_reads_along_is_of_the_same_moment(server_url: str) -> None:
+    """A search of several kinds asks for all its terms at once, and finds in each kind what is there."""
+    async with MemoryStore(server_url) as store:
+        await store.episodes.put(make_episode(id="e", context="lantern lantern oil"))
+        await store.steps.append("e", [Step(id="s", action="oil lantern"), Step(id="t", action="lamp")])
+        found = await store.search("lantern lamp +2lantern", mode="text")
+        assert {(hit.kind, hit.id) for hit in found} == {("episode", "e"), ("step", "s"), ("step", "t")}
+        await store.steps.delete("s")
+        assert {hit.id for hit in await store.search("lantern", mode="text")} == {"e"}
+        assert {hit.id for hit in await store.search("lantern*", mode="text", syntax="expert")} == {"e"}
