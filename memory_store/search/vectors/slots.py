@@ -7,6 +7,7 @@ old one is given up. So nothing that another thread may be reading ever changes.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from itertools import repeat
 from typing import NamedTuple
 
@@ -85,7 +86,6 @@ class Slots:
         self.count = len(entries.keys)
         self._keys, self._parents = list(entries.keys), list(entries.parents)
         self._live, self._numbers = entries.live, entries.numbers
-        self._number_of = _places(self._parents)
         self.slot_of = _places(self._keys)
         """The live slot of each key."""
         self.slot_of.pop("", None)
@@ -93,6 +93,11 @@ class Slots:
             raise ValueError("a key is live twice")
         self._base = base
         self.live_in_base = int(np.count_nonzero(self.live[:base]))
+
+    @cached_property
+    def _number_of(self) -> dict[str, int]:
+        """The number of each parent. Who opens an index to search it needs none: for 100,000 it takes 20 ms."""
+        return _places(self._parents)
 
     @property
     def live(self) -> NDArray[np.bool_]:
