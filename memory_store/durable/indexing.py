@@ -157,7 +157,7 @@ class LeaveBehind:
 def _index(context: Context, namespace: str, kind: str, keys: Sequence[str]) -> _Asking:
     if keys:
         rows = yield from find_existing(RECORDS[kind], namespace, keys)
-        # In the order in which they were written, whatever that of the database: of equal scores the oldest comes first.
+        # In the order in which they were written, not that of the database: of equal scores the oldest comes first.
         context.text.documents.extend(make_document(kind, namespace, rows[key]) for key in keys if key in rows)
         context.text.gone.extend(Gone(namespace, kind, key, None) for key in keys if key not in rows)
 
