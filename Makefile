@@ -21,7 +21,7 @@ demo: $(READY)
 
 # More processes than a small machine has cores: tests wait for syncs, for other processes, or for a clock.
 test: $(READY)
-	$(BIN)/python -m pytest -n 4 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 torture: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 7200

@@ -99,6 +99,7 @@ async def test_steps_are_shared_by_episode(file_url: str, redis_url: str) -> Non
         two = await ours.steps.append("e", [make_step(""), make_step("")])
         await settled(ours)
         assert await theirs.steps.of("e", freshness="linearizable") == [*one, *two]
+        await settled(theirs)
         forget(theirs)
         assert await theirs.steps.of("e") == [*one, *two]
         assert counters(theirs).hits >= 1

@@ -366,13 +366,16 @@ async def test_a_killed_restore_leaves_the_old_content_or_the_new(path: Path, ba
     new = {"a", "b"}
     seeded = random.Random(11)
     outcomes = set()
-    for number in range(16):
+    # Which of the two a kill leaves is up to the machine: on a busy one both take more of them.
+    for number in range(100):
+        if number >= 16 and len(outcomes) == 2:
+            break
         big = path.with_name("big.db")
         await upkeep.backup(url_of(path), big, overwrite=True) if number == 0 else None
         with Child(restore_once, str(backup if held(path) == old else big), str(path)) as child:
             while (word := child.receive()) not in ("writing", "restored"):
                 pass
-            time.sleep(seeded.random() * 0.04 if word == "writing" else 0)
+            time.sleep(seeded.choice([0, seeded.random() * 0.04]) if word == "writing" else 0)
         was_old = held(path) == old
         assert was_old or held(path).keys() == new
         outcomes.add(was_old)

@@ -372,7 +372,7 @@ async def test_a_damaged_record_is_not_told_of_twice(path: Path) -> None:
 async def test_what_is_left_to_be_indexed_is_no_problem(path: Path) -> None:
     with database(path) as connection:
         connection.execute("UPDATE episodes SET domain = 'sql'")
-        connection.execute("DELETE FROM documents WHERE namespace = 'n' AND id IN ('e1', 's0-0')")
+        connection.execute("DELETE FROM documents WHERE namespace = 'n' AND id IN ('e1', 'e2')")
         connection.execute("INSERT INTO documents_text (documents_text) VALUES ('rebuild')")
     assert left_behind(path)
     await require_sound(path)
