@@ -22,8 +22,12 @@ KEYS = {"name", "ratio", "budget", "ours", "baseline", "unit", "environment", "v
 ENVIRONMENT = {"python", "sqlite", "cpu", "cores", "system", "commit", "date", "sqlalchemy", "aiosqlite"}
 
 
-# They build graphs, for which nothing smaller than 10,000 vectors will do, or are others again with more rows.
-SLOW = {"vectors_graph", "vectors_filter", "vectors_put", "vectors_open", "text_100k", "server_text_100k"}
+# They build graphs, for which nothing smaller than 10,000 vectors will do, are others again with more rows, or start
+# servers and processes of their own, as several others do.
+SLOW = {
+    *("vectors_graph", "vectors_filter", "vectors_put", "vectors_open", "text_100k", "server_text_100k", "visible"),
+    *("server_list", "server_put_many", "server_put_64", "server_heads", "server_miss", "server_search_filter"),
+}
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-# A shared cache answers none of what these ask: with one beside the server they run in `make torture`.
+# A shared cache answers none of what these ask, and a database in memory is a file's: they run in `make torture` there.
 _UNSHARED = (
     "test_lists",
     "test_pattern_learning",
@@ -16,9 +16,9 @@ _UNSHARED = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what differs by a shared cache that is not asked."""
+    """Leave out what is as on another backend."""
     for item in items:
-        if "[postgresql-redis" in item.name and item.path.stem in _UNSHARED:
+        if item.path.stem in _UNSHARED and ("[postgresql-redis" in item.name or "[sqlite-memory" in item.name):
             item.add_marker(pytest.mark.slow)
 
 

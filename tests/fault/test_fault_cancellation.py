@@ -254,7 +254,7 @@ async def still_works(store: MemoryStore, path: Path, key: str) -> None:
         await agrees_with_the_file(store, path, key)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", [MOMENTS[0], pytest.param(MOMENTS[1], marks=pytest.mark.slow), *MOMENTS[2:]])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
 async def test_cancelled_at_every_await(
     method: Callable[[MemoryStore, str], Awaitable[None]], moment: str, warm: MemoryStore, tmp_path: Path
