@@ -123,7 +123,8 @@ def _key_shape(table: Table, key: Any) -> tuple[Any, ...]:
 def _index_text(index: Index, columns: list[str], method: str, rows: str | None) -> str:
     assert not index.unique, "what must be unique is a key"
     of = "" if rows is None else f" WHERE {rows}"
-    return f"CREATE INDEX {index.name} ON {index.table} USING {method} ({', '.join(columns)}){of}"
+    options = f" WITH ({index.info['with']})" if "with" in index.info else ""
+    return f"CREATE INDEX {index.name} ON {index.table} USING {method} ({', '.join(columns)}){options}{of}"
 
 
 def _text(element: Any) -> str:

@@ -86,7 +86,7 @@ DOCUMENTS = Table(
     Index("ix_documents_namespace_parent", "namespace", "parent", info={"where": "parent IS NOT NULL"}),
     Index("ix_documents_namespace_place_at", "namespace", "place", "at", info={"where": "place IS NOT NULL"}),
     Index("ix_documents_namespace_key", "namespace", "key", info=ON_SERVER),
-    Index("ix_documents_terms", "terms", info={**ON_SERVER, "using": "gin"}),
+    Index("ix_documents_terms", "terms", info={**ON_SERVER, "using": "gin", "with": "gin_pending_list_limit = 256"}),
 )
 """What an index is besides its columns stands in `info`: to say it in a dialect's own words imports the dialect."""
 

@@ -99,7 +99,15 @@ def upgrade() -> None:
         op.execute("ALTER TABLE documents ALTER COLUMN terms SET STORAGE EXTERNAL")
         op.execute("ALTER TABLE documents SET (toast_tuple_target = 128)")
         op.create_index("ix_documents_namespace_key", "documents", ["namespace", "key"])
-        op.create_index("ix_documents_terms", "documents", ["terms"], postgresql_using="gin")
+        # New entries wait in a list that every search reads, once for each term: of 4 MB, the default, four words over
+        # 1,000 new documents took 30 ms, and 8 so. A record put alone takes 2.5 % longer.
+        op.create_index(
+            "ix_documents_terms",
+            "documents",
+            ["terms"],
+            postgresql_using="gin",
+            postgresql_with={"gin_pending_list_limit": 256},
+        )
         # As the last one: see `record_table` in the first migration.
         op.create_primary_key("pk_documents", "documents", list(identity))
         log_on_server(with_backlog=True)
