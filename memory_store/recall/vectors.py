@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cachetools import LRUCache
 
 from memory_store.access import TieredAccess
+from memory_store.clock import boot_s
 from memory_store.durable.conditions import meeting
 from memory_store.durable.connection import Connection
 from memory_store.durable.log import one_state
@@ -21,6 +24,20 @@ if TYPE_CHECKING:
 
 __all__ = ["VectorSpaces"]
 
+# Ids that are remembered of the conditions asked last, and for how long.
+_MOST_MET, _MET_S = 200_000, 300.0
+# What a condition on embeddings may say something of.
+_READ = ("embedding", "episode")
+
+
+class _Met(NamedTuple):
+    """The ids of the embeddings that met a condition, as of which commit and restart of the cache, and until when."""
+
+    ids: list[str]
+    as_of: int
+    restarts: int
+    until: float
+
 
 class VectorSpaces:
     """The vector spaces of an open store: on its server, where that keeps vectors, else in the process.
@@ -33,6 +50,7 @@ class VectorSpaces:
         self._folder = folder
         self._spaces: dict[tuple[str, str, int], VectorSpace] = {}
         self._on_server = ServerSpaces()
+        self._met: LRUCache[Any, _Met] = LRUCache(_MOST_MET, getsizeof=lambda met: len(met.ids) + 64)
 
     def space(self, access: TieredAccess, model: str, dimensions: int) -> VectorSpace:
         """Return the space of a model's vectors in a namespace."""
@@ -68,8 +86,26 @@ class VectorSpaces:
     ) -> list[tuple[str, str, float]]:
         index, among = await self.space(access, model, len(vector)).current(), None
         if condition.ids is not None:
-            among = await access.durable.scan.run(lambda connection: _meeting(connection, access, condition))
+            among = await self._meeting(access, condition)
         return [(key, index.parent_of(key), score) for key, score in index.search(vector, limit, among=among)]
+
+    async def _meeting(self, access: TieredAccess, condition: Condition) -> list[str]:
+        """Return the ids of the embeddings that meet a condition, as of the newest commit this process knows of.
+
+        They are remembered while no episode and no embedding changes: to ask for 1,000 of 100,000 takes 10 ms, mostly
+        for reading their rows.
+        """
+        # With their types: 1 and 1.0 are equal, but not as text.
+        tier, key = access.cache, (condition.sql, *condition.parameters, *map(type, condition.parameters))
+        known = self._met.get(key)
+        changed = max([tier.space(kind, access.namespace).changed for kind in _READ])
+        if known is None or changed > known.as_of or tier.restarts != known.restarts or boot_s() >= known.until:
+            as_of, restarts = tier.position, tier.restarts
+            ids = await access.durable.scan.run(lambda connection: _meeting(connection, access, condition))
+            known = _Met(ids, as_of, restarts, boot_s() + _MET_S)
+            if len(ids) <= _MOST_MET // 8:
+                self._met[key] = known
+        return known.ids
 
     async def vectors_of(
         self, access: TieredAccess, model: str, dimensions: int, ids: Sequence[str]
@@ -101,6 +137,7 @@ class VectorSpaces:
             except (CacheError, OSError):
                 continue
         self._spaces.clear()
+        self._met.clear()
 
 
 def _meeting(connection: Connection, access: TieredAccess, condition: Condition) -> list[str]:

@@ -123,8 +123,9 @@ async def open_with_vectors(path: Path) -> AsyncIterator[MemoryStore]:
 
 
 def forget_answers(store: MemoryStore) -> None:
-    """Let every search be done again: answers are remembered."""
+    """Let every search be done again: answers are remembered, and what meets a condition."""
     store._search._answers.clear()
+    store._models.spaces._met.clear()
 
 
 def any_word(query: str) -> list[str]:

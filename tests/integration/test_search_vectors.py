@@ -24,7 +24,7 @@ from memory_store import (
     upkeep,
 )
 from memory_store.embedders import FunctionEmbedder
-from memory_store.recall import spaces
+from memory_store.recall import spaces, vectors
 from memory_store.text.terms import terms_of
 from tests.fault.support import database
 from tests.integration.upkeep_support import url_of
@@ -139,6 +139,51 @@ async def test_filters_are_exact(store: MemoryStore) -> None:
     assert await nearest(store, "lantern", where=Episode.c.domain == "nowhere") == []
     none = store.namespace("empty")
     assert await nearest(none, "lantern") == []
+
+
+async def test_what_meets_a_condition_is_remembered_while_nothing_changes(
+    file_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process's writes and plain SQL are seen at once."""
+    asked: list[Any] = []
+    read = vectors._meeting
+
+    def noted(*given: Any) -> list[str]:
+        asked.append(given)
+        return read(*given)
+
+    monkeypatch.setattr(vectors, "_meeting", noted)
+    web = Episode.c.domain == "web"
+    async with (
+        MemoryStore(file_url, embed=model(), staleness_s=0) as store,
+        MemoryStore(file_url, embed=model(), staleness_s=0) as other,
+    ):
+
+        async def found() -> set[str]:
+            return {id_.partition("-")[0].replace("v", "e") for id_, _ in await nearest(store, "lantern", where=web)}
+
+        async def there() -> set[str]:
+            return {one.id async for one in other.episodes.stream(web)}
+
+        await fill(store)
+        assert await found() == await there()
+        before = len(asked)
+        for query in ("harbour", "meadow"):
+            assert await nearest(store, query, where=web)
+        assert len(asked) == before
+        assert await nearest(store, "lantern", where=Episode.c.domain == "cli")
+        assert len(asked) == before + 1, "another condition"
+        first, *_ = sorted(await there())
+        for change in (
+            other.episodes.update(first, domain="cli"),
+            other.episodes.delete(sorted(await there())[-1]),
+            other.embeddings.delete("v01-0"),  # e01 has another one
+        ):
+            await change
+            assert await found() == await there()
+        with database(tmp_path / "agent.db") as connection:
+            connection.execute("UPDATE episodes SET domain = 'web'")
+        assert await found() == await there()
 
 
 async def test_episodes_are_as_near_as_the_nearest_of_their_vectors(store: MemoryStore) -> None:
