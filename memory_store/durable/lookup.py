@@ -10,13 +10,11 @@ from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 from memory_store.codec import Row
-from memory_store.durable.statements import STATEMENTS, batch_size, pad
+from memory_store.durable.statements import STATEMENTS, in_batches
 from memory_store.errors import ConflictError, InvalidRecordError, RecordNotFoundError
 from memory_store.records import RecordSpec
 
 __all__ = ["Ask", "Work", "find_existing", "parent_of", "place_parts"]
-
-_READ_AT_ONCE = 512
 
 
 class Ask(NamedTuple):
@@ -39,10 +37,8 @@ def find_existing(
     """Return the stored rows of those ids that exist."""
     statements = STATEMENTS[spec.kind]
     rows: dict[str, Sequence[Any]] = {}
-    for start in range(0, len(ids), _READ_AT_ONCE):
-        chunk = ids[start : start + _READ_AT_ONCE]
-        places = batch_size(len(chunk))
-        for row in (yield Ask(statements.get_by_id(places), (namespace, *pad(chunk, places)))):
+    for batch in in_batches(ids):
+        for row in (yield Ask(statements.get_by_id(len(batch)), (namespace, *batch))):
             rows[row[0]] = row
     return rows
 
@@ -85,10 +81,8 @@ def _last_numbers(
 ) -> Generator[Ask, list[tuple[Any, ...]], dict[str, int | None]]:
     """Return the highest number of each parent that exists, None for one without parts or a kind without numbers."""
     last: dict[str, int | None] = {}
-    for start in range(0, len(parents), _READ_AT_ONCE):
-        chunk = parents[start : start + _READ_AT_ONCE]
-        places = batch_size(len(chunk))
-        last.update((yield Ask(STATEMENTS[spec.kind].last_numbers(places), (namespace, *pad(chunk, places)))))
+    for batch in in_batches(parents):
+        last.update((yield Ask(STATEMENTS[spec.kind].last_numbers(len(batch)), (namespace, *batch))))
     return last
 
 

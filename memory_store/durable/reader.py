@@ -17,7 +17,7 @@ from memory_store.durable.changes import HeadState
 from memory_store.durable.connection import Connection
 from memory_store.durable.lane import Lane
 from memory_store.durable.log import Listener, Run, is_rewind, leads_on, one_state, read_head, read_run
-from memory_store.durable.statements import STATEMENTS, batch_size, pad
+from memory_store.durable.statements import STATEMENTS, in_batches
 from memory_store.records import PARTS, RECORDS, RecordSpec
 from memory_store.telemetry import Span, Telemetry
 
@@ -25,7 +25,6 @@ __all__ = ["Key", "Reader", "Snapshot", "newest_keys", "read_by_id", "read_keys"
 
 # Keys of one batch: handing 512 results out in one turn of the event loop took 10 ms.
 _BATCH_KEYS = 128
-_MAX_PLACES = 512
 
 
 class Key(NamedTuple):
@@ -170,9 +169,9 @@ def _snapshot_at_once(
 
     What led to its head is read after it, if anything did: the log of the past does not change.
     """
-    places = batch_size(len(ids))
-    asked = (namespace, *pad(ids, places), known.shard)
-    found = connection.execute(STATEMENTS[spec.kind].get_with_head(places), asked).fetchall()
+    [batch] = in_batches(ids)
+    asked = (namespace, *batch, known.shard)
+    found = connection.execute(STATEMENTS[spec.kind].get_with_head(len(batch)), asked).fetchall()
     head = HeadState(*found[0][-_HEAD_WIDTH:])
     by_id: dict[str, list[Row]] = {id_: [] for id_ in ids}
     if found[0][0] is not None:
@@ -196,10 +195,8 @@ def read_keys(connection: Connection, keys: Sequence[PlainKey]) -> list[list[Row
         spec = RECORDS[kind]
         place = spec.index(spec.parent or "id")
         ids = list(by_id)
-        for start in range(0, len(ids), _MAX_PLACES):
-            chunk = ids[start : start + _MAX_PLACES]
-            places = batch_size(len(chunk))
-            for row in connection.execute(STATEMENTS[kind].get_many(places), (namespace, *pad(chunk, places))):
+        for batch in in_batches(ids):
+            for row in connection.execute(STATEMENTS[kind].get_many(len(batch)), (namespace, *batch)):
                 by_id[row[place]].append(row)
     return rows
 
@@ -207,10 +204,8 @@ def read_keys(connection: Connection, keys: Sequence[PlainKey]) -> list[list[Row
 def read_by_id(connection: Connection, kind: str, namespace: str, ids: list[str]) -> dict[str, Row]:
     """Return rows by id, whatever the kind is cached by."""
     found: dict[str, Any] = {}
-    for start in range(0, len(ids), _MAX_PLACES):
-        chunk = ids[start : start + _MAX_PLACES]
-        places = batch_size(len(chunk))
-        for row in connection.execute(STATEMENTS[kind].get_by_id(places), (namespace, *pad(chunk, places))):
+    for batch in in_batches(ids):
+        for row in connection.execute(STATEMENTS[kind].get_by_id(len(batch)), (namespace, *batch)):
             found[row[0]] = row
     return found
 

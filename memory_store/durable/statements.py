@@ -5,7 +5,7 @@ Going through SQLAlchemy for each execution measured 13 to 56 times the driver's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -37,7 +37,6 @@ __all__ = [
     "HEAD_STATE",
     "STATEMENTS",
     "Statements",
-    "batch_size",
     "dialect",
     "dialect_of",
     "feed_select",
@@ -48,9 +47,9 @@ __all__ = [
     "heads_select",
     "idempotency_insert",
     "idempotency_select",
+    "in_batches",
     "log_insert",
     "nonce_select",
-    "pad",
     "raw_columns",
     "server_dialect",
     "tail_select",
@@ -95,11 +94,6 @@ def _text(statement: ClauseElement) -> str:
 def raw_columns(spec: RecordSpec[Any]) -> list[ColumnElement[Any]]:
     """Return the columns of a row such that a result holds the stored values, untouched by their types."""
     return [type_coerce(spec.table.c[name], NullType()).label(name) for name in spec.columns]
-
-
-def batch_size(count: int) -> int:
-    """Return the places of the statement that reads `count` keys: few sizes, so the driver's cache holds them."""
-    return min(1 << (count - 1).bit_length(), _MAX_BATCH)
 
 
 _OUR_HEAD = HEAD.c.shard == bindparam("shard")
@@ -223,9 +217,15 @@ def _keyed_text(text: str, column: Column[Any], places: int) -> str:
     return text if places == 1 else KeyedText(text, column.table.name, column.name, places)
 
 
-def pad(keys: Sequence[str], places: int) -> list[str]:
-    """Return the keys repeated at the end until they fill the places; a repeated key reads no second row."""
-    return [*keys, *([keys[-1]] * (places - len(keys)))]
+def in_batches(keys: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the keys in parts, each with its last key again until it fills the places of a statement.
+
+    There are few sizes, so the driver's cache holds the statements; a repeated key reads no second row.
+    """
+    for start in range(0, len(keys), _MAX_BATCH):
+        part = keys[start : start + _MAX_BATCH]
+        places = min(1 << (len(part) - 1).bit_length(), _MAX_BATCH)
+        yield [*part, *([part[-1]] * (places - len(part)))]
 
 
 STATEMENTS: dict[str, Statements] = {kind: Statements(spec) for kind, spec in RECORDS.items()}

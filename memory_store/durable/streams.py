@@ -21,7 +21,7 @@ from sqlalchemy.types import TypeDecorator
 from memory_store.durable.changes import CHANGES, IDEMPOTENCY
 from memory_store.durable.connection import Connection, KeyedText, keyed_condition
 from memory_store.durable.log import STORE
-from memory_store.durable.statements import STATEMENTS, batch_size, idempotency_insert, pad
+from memory_store.durable.statements import STATEMENTS, idempotency_insert, in_batches
 from memory_store.errors import CodecError
 from memory_store.records import RECORDS
 
@@ -49,7 +49,6 @@ Row = tuple[Any, ...]
 _MOST_ROWS = 4096
 _MOST_BYTES = 4 * 1024 * 1024
 _FIRST_ROWS = 128
-_KEYS_AT_ONCE = 512
 
 
 class Page(NamedTuple):
@@ -216,11 +215,8 @@ def find_rows(connection: Connection, stream: Stream, keys: Iterable[tuple[str, 
         groups.setdefault(namespace, []).append(key)
     found: list[Any] = []
     for namespace, wanted in groups.items():
-        for start in range(0, len(wanted), _KEYS_AT_ONCE):
-            chunk = wanted[start : start + _KEYS_AT_ONCE]
-            places = batch_size(len(chunk))
-            sql = _find_text(stream, places)
-            found += connection.execute(sql, (namespace, *pad(chunk, places))).fetchall()
+        for batch in in_batches(wanted):
+            found += connection.execute(_find_text(stream, len(batch)), (namespace, *batch)).fetchall()
     return {(row[0], row[1]): row for row in stream.normal(found)}
 
 

@@ -11,13 +11,12 @@ from memory_store.codec import CODECS, Row
 from memory_store.durable.changes import CHANGES
 from memory_store.durable.statements import (
     STATEMENTS,
-    batch_size,
     head_claim,
     head_select,
     head_update,
     heads_select,
+    in_batches,
     log_insert,
-    pad,
 )
 from memory_store.records import PARTS, RECORDS
 from tests.unit.samples import MAKE
@@ -64,18 +63,19 @@ def test_insert_get_replace_delete(kind: str, connection: sqlite3.Connection) ->
 def test_reading_many(kind: str, filled: sqlite3.Connection) -> None:
     statements = STATEMENTS[kind]
     ids = [f"{kind}0", "nothing", f"{kind}2"]
-    found = filled.execute(statements.get_by_id(4), ("n", *pad(ids, 4))).fetchall()
+    found = filled.execute(statements.get_by_id(4), ("n", *next(in_batches(ids)))).fetchall()
     assert sorted(row[0] for row in found) == [f"{kind}0", f"{kind}2"]
     keys = ["e1", "e2"] if RECORDS[kind].parent else ids
     wanted = [f"{kind}{number}" for number in range(3)] if RECORDS[kind].parent else [f"{kind}0", f"{kind}2"]
-    found = filled.execute(statements.get_many(4), ("n", *pad(keys, 4))).fetchall()
+    [batch] = in_batches(keys)
+    found = filled.execute(statements.get_many(len(batch)), ("n", *batch)).fetchall()
     assert [row[0] for row in found] == wanted
 
 
 @pytest.mark.parametrize("kind", [spec.kind for spec in PARTS])
 def test_what_parts_ask(kind: str, filled: sqlite3.Connection) -> None:
     statements = STATEMENTS[kind]
-    found = dict(filled.execute(statements.last_numbers(4), ("n", *pad(["e1", "nothing", "episode0"], 4))))
+    found = dict(filled.execute(statements.last_numbers(4), ("n", *next(in_batches(["e1", "nothing", "episode0"])))))
     assert found == {"e1": 3 if RECORDS[kind].number else None, "episode0": None}
     assert filled.execute(statements.has_parts, ("n", "e1")).fetchone() == (1,)
     assert filled.execute(statements.has_parts, ("n", "episode0")).fetchone() == (0,)
@@ -143,6 +143,9 @@ def test_the_head_is_one_row_that_counts_up(connection: sqlite3.Connection) -> N
 
 
 def test_batches_have_few_sizes() -> None:
-    assert [batch_size(count) for count in (1, 2, 3, 5, 64, 65, 512)] == [1, 2, 4, 8, 64, 128, 512]
-    assert len({batch_size(count) for count in range(1, 513)}) == 10
-    assert pad(["a", "b"], 4) == ["a", "b", "b", "b"]
+    sizes = {count: len(next(in_batches(["a"] * count))) for count in range(1, 513)}
+    assert [sizes[count] for count in (1, 2, 3, 5, 64, 65, 512)] == [1, 2, 4, 8, 64, 128, 512]
+    assert len(set(sizes.values())) == 10
+    assert list(in_batches(["a", "b", "c"])) == [["a", "b", "c", "c"]]
+    assert [len(batch) for batch in in_batches(["a"] * 1030)] == [512, 512, 8]
+    assert list(in_batches([])) == []

@@ -118,7 +118,5 @@ def read_postings(
 
 
 def _merged(keys: Sequence[int], lengths: Sequence[int], counts: dict[int, int]) -> list[Posting]:
-    if not counts:
-        return [(key, 1, length) for key, length in zip(keys, lengths, strict=True)]
     known = counts.get
     return [(key, known(key, 1), length) for key, length in zip(keys, lengths, strict=True)]
