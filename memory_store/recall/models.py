@@ -70,6 +70,10 @@ class Models:
         names = [model] if model is not None else list(self._weights)[:1]
         return next((self._weights[name] for name in names if name in self._weights), DEFAULT_WEIGHT)
 
+    def play_no_part(self, asked: Asked) -> bool:
+        """Return whether a search is by text alone: it asks for that, or there is no vector to compare with."""
+        return asked.mode == "text" or not (self.has_any or asked.vector is not None)
+
     async def nearest(
         self, access: TieredAccess, asked: Asked, limit: int, condition: Condition
     ) -> tuple[list[tuple[str, str, float]], bool]:
@@ -92,7 +96,7 @@ class Models:
     async def vectors_of(self, access: TieredAccess, asked: Asked, hits: Sequence[Hit]) -> list[NDArray[Any] | None]:
         """Return the hits' vectors at length 1, None for one that has none; an episode has that of one of its own."""
         found: list[NDArray[Any] | None] = [None] * len(hits)
-        if asked.mode == "text" or not (self.has_any or asked.vector is not None):
+        if self.play_no_part(asked):
             return found  # by text alone no model is asked, which costs, and may fail
         episodes = [hit.id for hit in hits if hit.kind == "episode"]
         of_episode = await access.durable.scan.run(lambda connection: _first_of(connection, access.namespace, episodes))

@@ -37,8 +37,6 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 # Episodes worth comparing: the newest clusters that hold so many, of the newest 2,000 of the place.
 _ENOUGH = 200
 _MOST = 2_000
-# The best of them that diversity chooses among, at least.
-_POOL = 50
 _RECENCY_SHARE = 0.15
 # Before this there is no moment, though a cluster may begin there.
 _FIRST = to_us(datetime.min.replace(tzinfo=UTC))
@@ -92,7 +90,8 @@ class Recall:
                 asked = self._asked(asking, [*where, Episode.c.created_at >= from_us(since)], levels)
                 if _is_whole_place(asking, where):
                     asked = self._by_place(asked, asking, since, now)
-        pool, complete = await self._search.pool(asked, max(_POOL, 3 * asking.limit))
+        best = await self._search.pool(asked)
+        pool = best.hits
         explanation.append(Kept("similarity", len(pool), f"{asking.mode}: the best of those that are like the query"))
         if "recency" in levels:
             pool = _with_recency(pool, now)
@@ -101,7 +100,7 @@ class Recall:
         if diversity is not None:
             reached = f"reached {diversity:.2f}, asked for {asking.diversity:.2f}"
             explanation.append(Kept("diversity", len(hits), reached))
-        return SearchResults(tuple(hits), None, complete, diversity, tuple(explanation) if asking.explain else ())
+        return SearchResults(tuple(hits), None, best.complete, diversity, tuple(explanation) if asking.explain else ())
 
     def _asked(self, asking: Asking, where: Sequence[ColumnElement[bool]], levels: Collection[str]) -> Asked:
         return self._search.ask(

@@ -19,6 +19,7 @@ from memory_store.durable.log import one_state
 from memory_store.errors import ConfigurationError
 from memory_store.recall.by_text import ByText, Found, Ranked, in_order, rows_of
 from memory_store.recall.models import Models
+from memory_store.recall.moment import Moment
 from memory_store.recall.selection import Candidate, are_comparable, select, terms_of_hits
 from memory_store.recall.spaces import load_arrays
 from memory_store.search.asked import Asked, Asker
@@ -27,7 +28,6 @@ from memory_store.search.results import Hit, Place, SearchResults, continued, re
 
 __all__ = ["Search"]
 
-ANSWER_TTL_S = 300.0
 _ANSWERS_BYTES = 16 << 20
 # Candidates that each of two parts gives to be fused, and how many times as many where these are not enough.
 _DEPTH, _DEEPER = 100, 4
@@ -36,16 +36,14 @@ _POOL = 50
 
 
 class _Answer(NamedTuple):
-    """Results, the position they are true at, how often the cache had been restarted by then, and their end."""
+    """Results, when they are true, and their size."""
 
     results: SearchResults
-    as_of: int
-    restarts: int
-    until: float
+    moment: Moment
     bytes: int
 
 
-class _Found(NamedTuple):
+class Best(NamedTuple):
     """The best, the hits chosen of them, whether all that is stored was looked at, and the position of what was read.
 
     That is None where it was read in several states of the database.
@@ -82,12 +80,12 @@ class Search:
         if known is not None:
             return known
         place = None if cursor is None else read_cursor(asked.key, cursor)
-        as_of, restarts = self._access.cache.position, self._access.cache.restarts
+        moment = Moment.of(self._access)
         results, read_at = await self._find(asked, place)
-        as_of = as_of if read_at is None else read_at
         size = 1024 + sum(hit.size for hit in results)
         if results.complete and size <= _ANSWERS_BYTES // 8:
-            self._answers[asked.key, cursor] = _Answer(results, as_of, restarts, boot_s() + ANSWER_TTL_S, size)
+            moment = moment if read_at is None else moment._replace(position=read_at)
+            self._answers[asked.key, cursor] = _Answer(results, moment, size)
         return results.again()
 
     def _known(self, asked: Asked, cursor: str | None) -> SearchResults | None:
@@ -95,19 +93,18 @@ class Search:
         answer = self._answers.get((asked.key, cursor))
         if answer is None:
             return None
-        now, coherence, tier = boot_s(), self._access.coherence, self._access.cache
+        now, coherence = boot_s(), self._access.coherence
         if now >= coherence.fresh_until and not coherence.refresh(now, None, 0):
             return None
-        changed = max([tier.space(kind, self._access.namespace).changed for kind in asked.reads])
-        if changed > answer.as_of or tier.restarts != answer.restarts or now >= answer.until:
+        if not answer.moment.lasts(self._access, asked.reads, now):
             del self._answers[asked.key, cursor]
             return None
         return answer.results.again()
 
-    async def pool(self, asked: Asked, size: int) -> tuple[list[Hit], bool]:
-        """Return the best hits of which some are to be chosen, and whether all that is stored was looked at."""
-        found = await self._found(asked, size, lambda ranked: ranked[:size])
-        return found.hits, found.complete
+    async def pool(self, asked: Asked) -> Best:
+        """Return the best hits of which some are to be chosen."""
+        size = max(_POOL, 3 * asked.limit)
+        return await self._found(asked, size, lambda ranked: ranked[:size])
 
     async def chosen(self, asked: Asked, pool: Sequence[Hit]) -> tuple[list[Hit], float | None]:
         """Return the hits of a pool that a reranker puts first, or that differ most; and how much they differ."""
@@ -123,12 +120,11 @@ class Search:
         return await select(asked, candidates, self._models.rerank)
 
     async def _find(self, asked: Asked, place: Place | None) -> tuple[SearchResults, int | None]:
-        """Return the results, and the position of what was read; see `_Found`."""
+        """Return the results, and the position of what was read; see `Best`."""
         if asked.diversity is not None or self._models.rerank is not None:
             if place is not None:
                 raise ConfigurationError("a search with diversity or a reranker has one page: ask for more by `limit`")
-            size = max(_POOL, 3 * asked.limit)
-            found = await self._found(asked, size, lambda ranked: ranked[:size])
+            found = await self.pool(asked)
             hits, diversity = await self.chosen(asked, found.hits)
             return SearchResults(tuple(hits), None, found.complete, diversity), found.position
         return await self._page(asked, place)
@@ -148,25 +144,22 @@ class Search:
             following = write_cursor(asked.key, Place(passed, *shown[-1][1:]))
         return SearchResults(tuple(found.hits), following, found.complete), found.position
 
-    def _is_by_text(self, asked: Asked) -> bool:
-        return asked.mode == "text" or not (self._models.has_any or asked.vector is not None)
-
-    async def _found(self, asked: Asked, enough: int, choose: Callable[[Ranked], Ranked]) -> _Found:
+    async def _found(self, asked: Asked, enough: int, choose: Callable[[Ranked], Ranked]) -> Best:
         """Return the best, so many where there are, and the hits chosen of them."""
-        if self._is_by_text(asked):
+        if self._models.play_no_part(asked):
             if asked.mode == "vector":
                 raise ConfigurationError(
                     "a search by vector needs a model, MemoryStore(url, embed=...), or the vector itself, vector=..."
                 )
             ranked, rows, complete, position = await self._text.read(asked, enough, choose)
             hits = [Hit(kind, row, score, {"text": score}, asked.sought) for (score, kind, _), row in rows]
-            return _Found(ranked, hits, complete, position)
+            return Best(ranked, hits, complete, position)
         if asked.mode == "vector":
             found, complete = await self._by_vector(asked, enough)
             ranked, scores = in_order(found), {key: {"vector": score} for key, score in found.items()}
         else:
             ranked, scores, complete = await self._fused(asked, enough)
-        return _Found(ranked, await self._hits(asked, choose(ranked), scores), complete, None)
+        return Best(ranked, await self._hits(asked, choose(ranked), scores), complete, None)
 
     async def _fused(self, asked: Asked, enough: int) -> tuple[Ranked, dict[Found, dict[str, float]], bool]:
         """Return what both parts find, the scores of each, and whether all there is was looked at.

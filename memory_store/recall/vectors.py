@@ -16,6 +16,7 @@ from memory_store.durable.connection import Connection
 from memory_store.durable.log import one_state
 from memory_store.durable.text_index import Condition, text_index
 from memory_store.errors import CacheError, DimensionMismatchError
+from memory_store.recall.moment import Moment
 from memory_store.recall.server_spaces import ServerSpaces
 from memory_store.recall.spaces import VectorSpace
 
@@ -24,19 +25,17 @@ if TYPE_CHECKING:
 
 __all__ = ["VectorSpaces"]
 
-# Ids that are remembered of the conditions asked last, and for how long.
-_MOST_MET, _MET_S = 200_000, 300.0
+# Ids that are remembered of the conditions asked last.
+_MOST_MET = 200_000
 # What a condition on embeddings may say something of.
 _READ = ("embedding", "episode")
 
 
 class _Met(NamedTuple):
-    """The ids of the embeddings that met a condition, as of which commit and restart of the cache, and until when."""
+    """The ids of the embeddings that met a condition, and when."""
 
     ids: list[str]
-    as_of: int
-    restarts: int
-    until: float
+    moment: Moment
 
 
 class VectorSpaces:
@@ -86,26 +85,25 @@ class VectorSpaces:
     ) -> list[tuple[str, str, float]]:
         index, among = await self.space(access, model, len(vector)).current(), None
         if condition.ids is not None:
-            among = await self._meeting(access, condition)
+            among = await self._among(access, condition)
         return [(key, index.parent_of(key), score) for key, score in index.search(vector, limit, among=among)]
 
-    async def _meeting(self, access: TieredAccess, condition: Condition) -> list[str]:
+    async def _among(self, access: TieredAccess, condition: Condition) -> list[str]:
         """Return the ids of the embeddings that meet a condition, as of the newest commit this process knows of.
 
         They are remembered while no episode and no embedding changes: to ask for 1,000 of 100,000 takes 10 ms, mostly
         for reading their rows.
         """
         # With their types: 1 and 1.0 are equal, but not as text.
-        tier, key = access.cache, (condition.sql, *condition.parameters, *map(type, condition.parameters))
+        key = (condition.sql, *condition.parameters, *map(type, condition.parameters))
         known = self._met.get(key)
-        changed = max([tier.space(kind, access.namespace).changed for kind in _READ])
-        if known is None or changed > known.as_of or tier.restarts != known.restarts or boot_s() >= known.until:
-            as_of, restarts = tier.position, tier.restarts
-            ids = await access.durable.scan.run(lambda connection: _meeting(connection, access, condition))
-            known = _Met(ids, as_of, restarts, boot_s() + _MET_S)
-            if len(ids) <= _MOST_MET // 8:
-                self._met[key] = known
-        return known.ids
+        if known is not None and known.moment.lasts(access, _READ, boot_s()):
+            return known.ids
+        moment = Moment.of(access)
+        ids = await access.durable.scan.run(lambda connection: _read_ids(connection, access, condition))
+        if len(ids) <= _MOST_MET // 8:
+            self._met[key] = _Met(ids, moment)
+        return ids
 
     async def vectors_of(
         self, access: TieredAccess, model: str, dimensions: int, ids: Sequence[str]
@@ -140,7 +138,7 @@ class VectorSpaces:
         self._met.clear()
 
 
-def _meeting(connection: Connection, access: TieredAccess, condition: Condition) -> list[str]:
+def _read_ids(connection: Connection, access: TieredAccess, condition: Condition) -> list[str]:
     """Return the ids of the embeddings that meet a condition."""
     if condition.keys is None:
         return meeting(connection, condition)

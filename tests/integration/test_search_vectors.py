@@ -146,13 +146,13 @@ async def test_what_meets_a_condition_is_remembered_while_nothing_changes(
 ) -> None:
     """Another process's writes and plain SQL are seen at once."""
     asked: list[Any] = []
-    read = vectors._meeting
+    read = vectors._read_ids
 
     def noted(*given: Any) -> list[str]:
         asked.append(given)
         return read(*given)
 
-    monkeypatch.setattr(vectors, "_meeting", noted)
+    monkeypatch.setattr(vectors, "_read_ids", noted)
     web = Episode.c.domain == "web"
     async with (
         MemoryStore(file_url, embed=model(), staleness_s=0) as store,
@@ -530,7 +530,7 @@ async def test_pages_of_a_hybrid_search_show_every_hit_once(
     whole = await store.search("lantern harbour", kinds=kinds, limit=1000)
     assert len(whole) >= 40
     assert whole.cursor is None
-    for limit in (3, 40):
+    for limit in (1, 7, 40):
         page = await store.search("lantern harbour", kinds=kinds, limit=limit)
         hits = list(page)
         while page.cursor is not None:
