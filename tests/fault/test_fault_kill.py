@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.fault.killing import kill_again_and_again
 
 
-async def test_nothing_acknowledged_is_lost_over_25_kills(tmp_path: Path) -> None:
-    ledger, met = await kill_again_and_again(tmp_path / "agent.db", 25, seed=9)
-    assert ledger.acknowledged > 100
+async def test_nothing_acknowledged_is_lost_over_50_kills(tmp_path: Path) -> None:
+    ledger, met = await kill_again_and_again(tmp_path / "agent.db", 50, seed=9)
+    assert ledger.acknowledged > 200
     assert {"opening", "open", "closing"} <= met, "the kills did not meet what they should"

@@ -92,7 +92,6 @@ def test_recall_on_groups(index: VectorIndex, asked: Asked) -> None:
     assert len(asked.depths) == len(CLUSTERS.queries)
 
 
-@pytest.mark.slow
 def test_recall_on_real_vectors_and_questions() -> None:
     if not REAL.is_file():
         pytest.skip("the shared real inputs are not beside this checkout")
