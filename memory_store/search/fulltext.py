@@ -84,7 +84,7 @@ def rank_documents(
     if not terms:
         return []
     if within.ids is not None and (few := ranking.narrow(terms)) is not None:
-        return ranking.of(few, terms)
+        return ranking.of_few(few, terms)
     return ranking.by_terms(terms)
 
 
@@ -116,10 +116,15 @@ class _Ranking:
 
     def of(self, keys: Sequence[int], terms: Sequence[str]) -> list[Match]:
         """Rank these documents; those that have none of the terms are left out."""
-        weights = self._weights(terms)
         scores = dict.fromkeys(keys, 0.0)
-        self._complete(scores, terms, weights)
+        self._complete(scores, terms, self._weights(terms))
         return self._best({key: score for key, score in scores.items() if score > 0})
+
+    def of_few(self, keys: Sequence[int], terms: Sequence[str]) -> list[Match]:
+        """Rank these documents as `by_terms` would: where some have a rarer term, without those that have none."""
+        scores = dict.fromkeys(keys, 0.0)
+        having = self._complete(scores, terms, self._weights(terms))
+        return self._best({key: score for key, score in scores.items() if score > 0 and (key in having or not having)})
 
     def by_terms(self, terms: Sequence[str]) -> list[Match]:
         """Rank whatever has one of the terms."""
@@ -190,7 +195,10 @@ class _Ranking:
                 scores[key] = known(key, 0.0) + gain
         return len(postings)
 
-    def _complete(self, scores: dict[int, float], terms: Sequence[str], weights: dict[str, float]) -> None:
+    def _complete(self, scores: dict[int, float], terms: Sequence[str], weights: dict[str, float]) -> set[int]:
+        """Add what the terms count to the scores; return those that have a term that not more than half have."""
+        rarer = [place for place, term in enumerate(terms) if weights[term] > _LEAST]
+        having: set[int] = set()
         found = self._index.counts(self._corpus.namespace, list(scores), self._corpus.name, terms)
         for key, length, counts in found:
             dampened = _K1 * (1 - _B + self._share * length)
@@ -198,6 +206,9 @@ class _Ranking:
                 weights[term] * count * (_K1 + 1) / (count + dampened)
                 for term, count in zip(terms, counts, strict=True)
             )
+            if any([counts[place] for place in rarer]):
+                having.add(key)
+        return having
 
     def _best(self, scores: dict[int, float]) -> list[Match]:
         # By scores alone first: pairs take five times as long to compare.

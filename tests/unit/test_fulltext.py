@@ -71,6 +71,16 @@ def every_score(shelf: Shelf, terms: Sequence[str]) -> dict[int, float]:
     return scores
 
 
+def without_common(shelf: Shelf, terms: Sequence[str]) -> dict[int, float]:
+    """The scores without those of nothing but what half of the documents have, or more, unless that is all there is.
+
+    Whether a document is found does not depend on the way it is looked for.
+    """
+    scores = every_score(shelf, terms)
+    rare = {term for term in terms if 2 * sum(term in held for held in shelf.documents.values()) < len(shelf.documents)}
+    return {key: score for key, score in scores.items() if rare & set(shelf.documents[key])} or scores
+
+
 def ranked(shelf: Any, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
     """What is tested, with scores rounded: sums are made in another order."""
     return [(key, round(score, 9)) for key, score in rank_documents(shelf, shelf.corpus, terms, EVERY, limit)]
@@ -129,6 +139,21 @@ def test_a_page_is_filled_although_one_rare_word_would_do(monkeypatch: pytest.Mo
     assert found == [151, 1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
+def test_a_common_word_finds_nothing_else_beside_a_rare_one_whether_or_not_few_documents_count() -> None:
+    documents = [["the", "x"] for _ in range(10)] + [["zebra", "y"], ["other", "y"]]
+    restricted = EVERY._replace(ids=("SELECT id ...", []))  # type: ignore[arg-type]
+    cases = [
+        (None, EVERY, [11]),
+        (None, restricted, [11]),
+        ([1, 2, 11], restricted, [11]),
+        ([1, 2, 12], restricted, [1, 2]),
+    ]
+    for meets, condition, keys in cases:
+        shelf = Shelf(documents, meets)
+        found = rank_documents(shelf, shelf.corpus, ["the", "zebra"], condition, 100)  # type: ignore[arg-type]
+        assert [match.key for match in found] == keys
+
+
 @given(documents=CORPORA, data=st.data())
 def test_what_meets_a_condition_is_ranked_and_nothing_else(documents: list[list[str]], data: st.DataObject) -> None:
     met = data.draw(st.lists(st.integers(1, len(documents)), unique=True))
@@ -143,7 +168,7 @@ def test_what_meets_a_condition_is_ranked_and_nothing_else(documents: list[list[
             patch.setattr(fulltext, "_POSTINGS_A_LOOK", picked)
             patch.setattr(fulltext, "_FEW", few)
             found = rank_documents(shelf, shelf.corpus, terms, condition, 100)  # type: ignore[arg-type]
-        scores = {key: score for key, score in every_score(shelf, terms).items() if key in shelf.met}
+        scores = without_common(shelf, terms)
         assert {match.key: match.score for match in found} == pytest.approx(scores)
 
 
