@@ -206,7 +206,7 @@ class _Ranking:
                 weights[term] * count * (_K1 + 1) / (count + dampened)
                 for term, count in zip(terms, counts, strict=True)
             )
-            if any([counts[place] for place in rarer]):
+            if any(counts[place] for place in rarer):
                 having.add(key)
         return having
 

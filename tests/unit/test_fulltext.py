@@ -169,7 +169,7 @@ def test_what_meets_a_condition_is_ranked_and_nothing_else(documents: list[list[
             patch.setattr(fulltext, "_FEW", few)
             found = rank_documents(shelf, shelf.corpus, terms, condition, 100)  # type: ignore[arg-type]
         scores = without_common(shelf, terms)
-        assert {match.key: match.score for match in found} == pytest.approx(scores)
+        assert {match.key: match.score for match in found} == pytest.approx(scores, abs=COMMON)
 
 
 @given(documents=CORPORA, terms=st.lists(WORDS, max_size=4))
