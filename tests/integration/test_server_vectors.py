@@ -17,6 +17,7 @@ from memory_store.durable import graphs, vitals
 from memory_store.durable.dialects.postgresql_vectors import graph_name
 from memory_store.durable.engine import ServerTarget, parse_url
 from memory_store.durable.visiting import visit
+from memory_store.recall import server_spaces
 from memory_store.scaling import secure_role
 from memory_store.transfer import copy_store
 from tests.servers.databases import PostgresDatabases
@@ -144,6 +145,18 @@ async def test_a_condition_that_leaves_many_is_met_by_the_graph(many_url: str) -
     graph, table = await scans(many_url)
     assert graph > before[0]
     assert table == before[1]
+
+
+@pytest.mark.parametrize("most", [10, 10_000])
+async def test_without_a_graph_a_condition_is_exact_whether_it_leaves_few_or_many(
+    many_url: str, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(server_spaces, "_MOST_GIVEN", most)
+    await ask(many_url, f"DROP INDEX {GRAPH}")
+    among = [place for place in range(COUNT) if place % 100 == 7]
+    assert await recall(many_url, among, where=Episode.c.domain == "d7") >= 0.998
+    async with MemoryStore(many_url, namespace="n") as store:
+        assert await find(store, VECTORS[0], where=Episode.c.domain == "nowhere") == []
 
 
 async def test_a_namespace_with_few_is_exact_and_by_itself(many_url: str) -> None:

@@ -26,12 +26,13 @@ __all__ = [
     "Space",
     "compare_all",
     "compare_some",
-    "count_met",
     "count_vectors",
     "drop_vectors",
+    "given_ids",
     "graph_name",
     "look",
     "put_vectors",
+    "read_ids",
     "read_vectors",
     "search_graph",
 ]
@@ -195,10 +196,14 @@ def count_vectors(connection: Connection, space: Space) -> int:
     return int(connection.execute(f"SELECT count(*) FROM vectors WHERE {_OURS}", space).fetchone()[0])
 
 
-def count_met(connection: Connection, ids: Query, most: int) -> int:
-    """Return how many ids a query finds, counted up to a bound."""
-    counted = f"SELECT count(*) FROM ({ids.text} LIMIT {int(most)}) AS met"
-    return int(connection.execute(counted, ids.parameters).fetchone()[0])
+def read_ids(connection: Connection, ids: Query, most: int) -> list[str]:
+    """Return the ids that a query finds, so many at most."""
+    return [id_ for (id_,) in connection.execute(f"{ids.text} LIMIT {int(most)}", ids.parameters)]
+
+
+def given_ids(ids: Sequence[str]) -> Query:
+    """Return a query that finds these ids."""
+    return Query("SELECT unnest(CAST(? AS text[])) AS id", [list(ids)])
 
 
 def read_vectors(connection: Connection, space: Space, ids: Sequence[str]) -> dict[str, list[float]]:
