@@ -104,6 +104,23 @@ async def test_a_backup_is_searched_and_a_running_store_forgets_what_it_knew(fil
     assert index_problems(backup) == []
 
 
+async def test_an_older_copy_put_in_the_place_of_the_file_is_searched(file_url: str, tmp_path: Path) -> None:
+    """Without the store's own restore, so that positions come again."""
+    path, copy = tmp_path / "agent.db", tmp_path / "copy.db"
+    async with MemoryStore(file_url, staleness_s=0) as store:
+        await store.episodes.put(episode("e1", context="lantern"))
+        with plain(path) as now, plain(copy) as older:
+            now.backup(older)
+        await store.episodes.update("e1", context="willow")
+        await store.episodes.put(episode("e2", context="lantern"))
+        assert await found(store, "lantern") == {"e2"}
+        assert await found(store, "willow") == {"e1"}
+        with plain(path) as now, plain(copy) as older:
+            older.backup(now)
+        assert await found(store, "lantern") == {"e1"}
+        assert await found(store, "willow") == set()
+
+
 async def test_a_repaired_file_is_searched(file_url: str, tmp_path: Path) -> None:
     path = tmp_path / "agent.db"
     async with MemoryStore(file_url) as store:

@@ -174,6 +174,8 @@ async def test_what_meets_a_condition_is_remembered_while_nothing_changes(
         assert await nearest(store, "lantern", where=Episode.c.domain == "cli")
         assert len(asked) == before + 1, "another condition"
         first, *_ = sorted(await there())
+        with database(tmp_path / "agent.db") as now, database(tmp_path / "copy.db") as older:
+            now.backup(older)
         for change in (
             other.episodes.update(first, domain="cli"),
             other.episodes.delete(sorted(await there())[-1]),
@@ -184,6 +186,9 @@ async def test_what_meets_a_condition_is_remembered_while_nothing_changes(
         with database(tmp_path / "agent.db") as connection:
             connection.execute("UPDATE episodes SET domain = 'web'")
         assert await found() == await there()
+        with database(tmp_path / "agent.db") as now, database(tmp_path / "copy.db") as older:
+            older.backup(now)
+        assert await found() == await there() != set()
 
 
 async def test_episodes_are_as_near_as_the_nearest_of_their_vectors(store: MemoryStore) -> None:
