@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -68,6 +70,27 @@ async def test_what_is_recent_comes_first_among_the_like(filled: MemoryStore) ->
     assert ages == sorted(ages, reverse=True)
     earlier = await filled.recall("proxy", domain="cli", at=NOW - timedelta(days=100), limit=5)
     assert all(hit.record.created_at <= NOW - timedelta(days=100) for hit in earlier), "as it was to be seen then"
+
+
+@pytest.mark.parametrize("days", [0, 100])
+async def test_all_of_a_place_up_to_a_moment_is_recalled_and_nothing_else(filled: MemoryStore, days: int) -> None:
+    """By the documents' own keys where a domain and a task type are all that is asked for, else by the episodes."""
+    at = NOW - timedelta(days=days)
+    every = [one async for one in filled.episodes.stream() if "cookie" in str(one.context)]
+    web = {"domain": "web", "task_type": "testing"}
+    places: list[tuple[dict[str, Any], Callable[[Episode], bool]]] = [
+        (web, lambda one: one.domain == "web" and one.task_type == "testing"),
+        ({"domain": "web"}, lambda one: one.domain == "web"),
+        ({"where": Episode.c.task_type == "testing"}, lambda one: one.task_type == "testing"),
+        ({**web, "where": Episode.c.id > "web-testing-2"}, lambda one: one.id > "web-testing-2"),
+        ({}, lambda one: True),
+    ]
+    for place, is_there in places:
+        wanted = {one.id for one in every if one.created_at <= at and is_there(one)}
+        found = await filled.recall(
+            "cookie", at=at, mode="text", limit=1000, levels=["domain", "task_type", "time"], **place
+        )
+        assert {hit.id for hit in found} == wanted != set()
 
 
 async def test_diversity_is_reached_or_told(store: MemoryStore) -> None:

@@ -19,12 +19,15 @@ from memory_store import (
     EmbedderError,
     Embedding,
     Episode,
+    Hit,
     MemoryStore,
     SearchError,
     upkeep,
 )
 from memory_store.embedders import FunctionEmbedder
 from memory_store.recall import spaces, vectors
+from memory_store.recall.search import Search
+from memory_store.search.asked import Mode
 from memory_store.text.terms import terms_of
 from tests.fault.support import database
 from tests.integration.upkeep_support import url_of
@@ -189,6 +192,56 @@ async def test_what_meets_a_condition_is_remembered_while_nothing_changes(
         with database(tmp_path / "agent.db") as now, database(tmp_path / "copy.db") as older:
             older.backup(now)
         assert await found() == await there() != set()
+
+
+async def test_an_answer_about_episodes_is_void_when_an_embedding_changes(store: MemoryStore) -> None:
+    vector = vector_of("lantern harbour")
+
+    async def first() -> str:
+        return (await store.search("", mode="vector", kinds="episode", vector=vector, limit=1))[0].id
+
+    before = await first()
+    other = "e07" if before != "e07" else "e08"
+    made = Embedding(id="a", episode_id=other, content="", embedding=vector, model_name="words", vector_dim=len(WORDS))
+    for one in [one async for one in store.embeddings.stream(Embedding.c.episode_id == before)]:
+        await store.embeddings.delete(one.id)
+    await store.embeddings.put(made)
+    assert await first() == other
+    await store.embeddings.delete("a")
+    assert await first() != before
+
+
+@pytest.mark.parametrize("mode", ["vector", "hybrid"])
+@pytest.mark.parametrize("kind", ["episode", "embedding"])
+async def test_what_changes_while_its_vector_is_found_is_not_given(
+    store: MemoryStore, url: str, monkeypatch: pytest.MonkeyPatch, mode: Mode, kind: str
+) -> None:
+    """The records are read last, and of those that no longer meet the conditions none is given."""
+    web = Episode.c.domain == "web"
+    read = Search._hits
+    *some, gone = sorted([one.id async for one in store.episodes.stream(web)])
+
+    async def late(self: Search, *given: Any) -> list[Hit]:
+        await store.episodes.update(some[0], domain="cli")
+        await store.episodes.delete(gone)
+        return await read(self, *given)
+
+    monkeypatch.setattr(Search, "_hits", late)
+    found = await store.search("lantern", mode=mode, kinds=kind, where=web, limit=1000)
+    assert {hit.id if kind == "episode" else hit.record.episode_id for hit in found} == {*some[1:]}
+
+
+@pytest.mark.parametrize("days", [0, 20])
+@pytest.mark.parametrize("mode", ["vector", "hybrid"])
+async def test_what_is_recalled_by_vectors_is_of_the_place_and_the_time(
+    store: MemoryStore, mode: Mode, days: int
+) -> None:
+    at = NOW - timedelta(days=days)
+    [one, *_] = [one async for one in store.episodes.stream(Episode.c.domain == "web")]
+    place = {"domain": "web", "task_type": one.task_type}
+    there = [one async for one in store.episodes.stream(Episode.c.domain == "web")]
+    found = await store.recall("lantern", at=at, mode=mode, limit=1000, levels=["domain", "task_type", "time"], **place)
+    assert {hit.id for hit in found} == {one.id for one in there if one.created_at <= at} != set()
 
 
 async def test_episodes_are_as_near_as_the_nearest_of_their_vectors(store: MemoryStore) -> None:
