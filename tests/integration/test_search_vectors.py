@@ -244,6 +244,48 @@ async def test_what_is_recalled_by_vectors_is_of_the_place_and_the_time(
     assert {hit.id for hit in found} == {one.id for one in there if one.created_at <= at} != set()
 
 
+async def test_nearer_ones_elsewhere_do_not_hide_what_is_at_the_place(store: MemoryStore) -> None:
+    """A search asks for a hundred vectors: of the place, not of all."""
+    for domain, name, text in (("web", "near", "lantern"), ("far", "far", "harbour lantern")):
+        count = 5 if domain == "far" else 150
+        await store.episodes.put_many(
+            make_episode(id=f"{name}{n}", domain=domain, task_type="testing", created_at=NOW) for n in range(count)
+        )
+        await store.embeddings.put_many(
+            Embedding(
+                id=f"{name}{n}",
+                episode_id=f"{name}{n}",
+                content="",
+                embedding=vector_of(text),
+                model_name="words",
+                vector_dim=len(WORDS),
+            )
+            for n in range(count)
+        )
+    wanted = {f"far{n}" for n in range(5)}
+    found = await store.recall("lantern", domain="far", task_type="testing", at=NOW, mode="vector", diversity=0.0)
+    assert {hit.id for hit in found} == wanted
+    for where in (Episode.c.domain == "far", [Episode.c.domain == "far", Episode.c.task_type == "testing"]):
+        assert {id_ for id_, _ in await nearest(store, "lantern", kinds="episode", where=where)} == wanted
+
+
+async def test_an_episode_was_there_before_its_vectors(store: MemoryStore) -> None:
+    await store.episodes.put(make_episode(id="old", created_at=NOW - timedelta(days=90)))
+    made = Embedding(
+        id="new",
+        episode_id="old",
+        content="",
+        embedding=vector_of("copper"),
+        model_name="words",
+        vector_dim=len(WORDS),
+        created_at=NOW,
+    )
+    await store.embeddings.put(made)
+    then = NOW - timedelta(days=80)
+    assert [id_ for id_, _ in await nearest(store, "copper", kinds="episode", at=then)] == ["old"]
+    assert await nearest(store, "copper", at=then) == []
+
+
 async def test_episodes_are_as_near_as_the_nearest_of_their_vectors(store: MemoryStore) -> None:
     found = await nearest(store, "lantern", kinds="episode")
     best: dict[str, float] = {}
