@@ -123,6 +123,14 @@ def test_documents_with_two_terms_come_before_more_documents_with_one_than_are_c
     assert ranked(shelf, ["rare", "second"], 20) == expected(shelf, ["rare", "second"], 20)
 
 
+def test_a_less_rare_word_is_read_while_it_can_still_lift_another_document() -> None:
+    documents = [["rare", *["filler"] * 40] for _ in range(20)]
+    documents += [["second"] * 8 for _ in range(25)] + [["other", "words"] for _ in range(100)]
+    shelf = Shelf(documents)
+    assert ranked(shelf, ["rare", "second"], 10) == expected(shelf, ["rare", "second"], 10)
+    assert ranked(shelf, ["rare", "second"], 10)[0][0] > 20
+
+
 def test_of_many_equal_documents_the_oldest_come_first() -> None:
     shelf = Shelf([*[["same", "text"]] * 900, *[["other", "words"]] * 1000])
     assert [key for key, _ in ranked(shelf, ["same"], 5)] == [1, 2, 3, 4, 5]
