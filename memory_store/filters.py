@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, and_, false
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, and_
 from sqlalchemy.sql.elements import ColumnElement
 
 from memory_store.errors import ConfigurationError
@@ -79,7 +79,7 @@ _OPERATORS: dict[str, Callable[[Column[Any], Any], ColumnElement[bool]]] = {
     "$gte": lambda column, value: column >= value,
     "$lt": lambda column, value: column < value,
     "$lte": lambda column, value: column <= value,
-    "$in": lambda column, value: column.in_(value) if value else false(),
+    "$in": lambda column, value: column.in_(value),
 }
 
 
@@ -108,7 +108,7 @@ def _value(spec: RecordSpec[Any], column: Column[Any], value: Any) -> Any:
         fits, wanted = type(value) is int and -(1 << 63) <= value < 1 << 63, "an integer of 64 bits"
     elif isinstance(kind, Float):
         fits = type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
-        wanted = "a finite number"
+        value, wanted = float(value) if fits else value, "a finite number"
     else:
         fits, wanted = type(value) is str and _is_unicode(value), "text"
     if not fits:

@@ -15,7 +15,7 @@ import typer
 
 from memory_store.durable.engine import parse_url
 from memory_store.durable.examine import require_file
-from memory_store.errors import ConfigurationError, MemoryStoreError, RecordError
+from memory_store.errors import ConfigurationError, MemoryStoreError, QuerySyntaxError, RecordError
 from memory_store.store import MemoryStore
 
 __all__ = ["Code", "Json", "Name", "Url", "code_of", "complain", "opened", "run_async"]
@@ -50,7 +50,7 @@ def complain(message: str) -> None:
 
 def code_of(error: MemoryStoreError) -> Code:
     """Return the exit code of an error of the library."""
-    return Code.USAGE if isinstance(error, ConfigurationError | RecordError) else Code.DATABASE
+    return Code.USAGE if isinstance(error, ConfigurationError | RecordError | QuerySyntaxError) else Code.DATABASE
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:

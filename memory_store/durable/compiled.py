@@ -16,6 +16,7 @@ from sqlalchemy import Column, Dialect, Select
 from sqlalchemy.sql.elements import ColumnElement
 
 from memory_store.durable.statements import written_in
+from memory_store.errors import ConfigurationError
 
 __all__ = ["compiled"]
 
@@ -34,6 +35,7 @@ class _Compiled(NamedTuple):
     slots: list[_Slot]
 
 
+_INT64 = 1 << 63
 _KEPT: LRUCache[Hashable, _Compiled] = LRUCache(maxsize=512)
 
 
@@ -52,6 +54,9 @@ def compiled(
         expressions: the user's expressions in it.
         values: values of the statement's named parameters.
         build: makes the statement, when its shape is new.
+
+    Raises:
+        ConfigurationError: an expression holds a value that no database takes.
     """
     columns = [expression for expression in expressions if isinstance(expression, Column)]  # these are their own shape
     keys = [e._generate_cache_key() for e in expressions if not isinstance(e, Column)]
@@ -69,8 +74,29 @@ def compiled(
     parameters = []
     for slot in kept.slots:
         value = values.get(slot.name, slot.constant) if slot.own is None else own[slot.own].effective_value
-        parameters.append(value if slot.process is None else slot.process(value))
+        parameters.append(_stored(value, slot.process))
     return kept.text, parameters
+
+
+def _stored(value: Any, process: Callable[[Any], Any] | None) -> Any:
+    """Return a value as the driver takes it, checked here: drivers refuse with errors that name neither."""
+    if isinstance(value, dict | list | set):
+        raise ConfigurationError(
+            f"an expression compares with a {type(value).__name__}; compare with a part of it, such as "
+            "Episode.c.context['goal'].as_string() == ..."
+        )
+    if process is not None:
+        value = process(value)
+    if type(value) is str and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(
+                f"an expression holds a text with a lone surrogate at character {error.start}, which no database stores"
+            ) from error
+    elif type(value) is int and not -_INT64 <= value < _INT64:
+        raise ConfigurationError(f"an expression holds an integer of {value.bit_length():,} bits, the limit is 64")
+    return value
 
 
 def _compile(dialect: Dialect, statement: Select[Any], places: Mapping[int, int]) -> _Compiled:
@@ -88,7 +114,5 @@ def _compile_now(dialect: Dialect, statement: Select[Any], values: Mapping[str, 
     processors: dict[str, Any] = {**made._bind_processors, **state.processors}
     parameters = []
     for name in state.positiontup or ():
-        process = processors.get(name)
-        value = state.parameters[name]
-        parameters.append(value if process is None else process(value))
+        parameters.append(_stored(state.parameters[name], processors.get(name)))
     return written_in(dialect, state.statement), parameters

@@ -91,7 +91,10 @@ class Models:
         if len(found) == 1:
             return found[0], complete
         merged = [(rank, one) for ranked in found for rank, one in enumerate(ranked)]
-        return [one for _, one in sorted(merged, key=lambda item: (item[0], item[1][0]))[:limit]], complete
+        best: dict[str, tuple[str, str, float]] = {}
+        for _, one in sorted(merged, key=lambda item: (item[0], item[1][0])):
+            best.setdefault(one[0], one)  # what changed over in between was found twice
+        return list(best.values())[:limit], complete
 
     async def vectors_of(self, access: TieredAccess, asked: Asked, hits: Sequence[Hit]) -> list[NDArray[Any] | None]:
         """Return the hits' vectors at length 1, None for one that has none; an episode has that of one of its own."""
@@ -107,7 +110,11 @@ class Models:
         return found
 
     async def _vectors(self, asked: Asked) -> dict[str, NDArray[Any]]:
-        """Return the query as a vector of each model."""
+        """Return the query as a vector of each model, of the newest one last.
+
+        In this order they are asked: records change over to the newest model meanwhile, and would be found by neither
+        if it were asked before.
+        """
         await load_arrays()
         if asked.vector is not None:
             import numpy as np
@@ -117,7 +124,8 @@ class Models:
                 model = self.newest.model_name
             return {model: np.asarray(asked.vector, dtype=np.float32)}
         return {
-            name: (await embedder.embed_queries([asked.for_models]))[0] for name, embedder in self._embedders.items()
+            name: (await embedder.embed_queries([asked.for_models]))[0]
+            for name, embedder in reversed(self._embedders.items())
         }
 
     async def close(self) -> None:

@@ -79,7 +79,7 @@ class Recall:
             raise ConfigurationError(f"levels must be of {', '.join(LEVELS)}, got {unknown[0]!r:.80}")
         where = self._place(asking, levels)
         asked = self._asked(asking, where, levels)  # checks all of it, before any is made use of
-        now = now_us() if asking.at is None else to_us(asking.at)
+        now = now_us() if asking.at is None else min(max(to_us(asking.at), _FIRST), _LAST)
         explanation: list[Kept] = []
         if "time" in levels:
             since = await self._access.durable.scan.run(

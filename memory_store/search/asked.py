@@ -121,6 +121,8 @@ def ask(
         of_vectors = condition("embedding", "episode")
     terms = parse_query(query) if syntax == "expert" else tuple(dict.fromkeys(terms_of(query)))[:_MOST_TERMS]
     numbers = None if vector is None else _numbers(vector)
+    if model is not None:
+        _check_model(model)
     if numbers is None and model is not None:
         raise ConfigurationError("model says whose the vector is: give a vector with it")
     asked = [query, searched, mode, syntax, limit, diversity, numbers, model]
@@ -212,6 +214,13 @@ def _check(query: str, mode: str, syntax: str, limit: int, diversity: float | No
         raise ConfigurationError(f"diversity must lie between 0 and 1, got {diversity}")
 
 
+def _check_model(model: str) -> None:
+    if not isinstance(model, str):
+        raise TypeError(f"model must be a str, got {type(model).__name__}")
+    if _SURROGATE.search(model):
+        raise ConfigurationError(f"model {model!r:.80} has a lone surrogate, which no database stores")
+
+
 def _kinds(kinds: str | Iterable[str] | None, named: Sequence[str]) -> list[str]:
     """Return the kinds to search: those asked for, else all of which every expression says something."""
     if kinds is None:
@@ -237,6 +246,8 @@ def _numbers(vector: Iterable[float]) -> tuple[float, ...]:
         numbers = tuple(map(float, vector if tolist is None else tolist()))
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"vector must hold numbers: {error}") from error
+    if not numbers:
+        raise ConfigurationError("vector holds no numbers")
     if not sum(map(abs, numbers)) <= _GREATEST:  # nearly always all are fine, as this says in 10 us
         for place, number in enumerate(numbers):
             if not abs(number) <= _GREATEST:

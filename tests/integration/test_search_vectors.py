@@ -7,7 +7,7 @@ import math
 import random
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 from memory_store import (
+    ConfigurationError,
     DimensionMismatchError,
     EmbedderError,
     Embedding,
     Episode,
     Hit,
     MemoryStore,
+    MemoryStoreError,
     SearchError,
     upkeep,
 )
@@ -192,6 +194,45 @@ async def test_what_meets_a_condition_is_remembered_while_nothing_changes(
         with database(tmp_path / "agent.db") as now, database(tmp_path / "copy.db") as older:
             older.backup(now)
         assert await found() == await there() != set()
+
+
+@pytest.mark.parametrize("mode", ["text", "vector", "hybrid"])
+async def test_a_value_that_is_refused_leaves_the_next_search_alone(store: MemoryStore, mode: Mode) -> None:
+    for refused in (Episode.c.id == "\ud800", Episode.c.success_rate == 10**30):
+        with pytest.raises(MemoryStoreError):
+            await store.search("lantern", mode=mode, where=refused)
+        assert len(await store.search("lantern", mode="text", where=Episode.c.id != "", at=NOW)) > 0
+        with pytest.raises(MemoryStoreError):
+            await store.episodes.list(refused)
+        assert len(await store.recall("lantern", at=NOW, explain=True)) > 0
+
+
+@pytest.mark.parametrize("mode", ["text", "vector", "hybrid"])
+async def test_what_no_database_stores_is_told_as_the_callers_fault(store: MemoryStore, mode: Mode) -> None:
+    for where, told in (
+        (Episode.c.id == "\ud800", "lone surrogate at character 0"),
+        (Episode.c.success_rate == 10**30, "an integer of 100 bits, the limit is 64"),
+        (Episode.c.domain.in_(["web", "x\ud800"]), "lone surrogate at character 1"),
+        (Episode.c.context == {"goal": "x"}, "compares with a dict"),
+    ):
+        with pytest.raises(ConfigurationError, match=told):
+            await store.search("lantern", mode=mode, where=where)
+        with pytest.raises(ConfigurationError, match=told):
+            await store.episodes.list(where)
+    with pytest.raises(ConfigurationError, match="lone surrogate"):
+        await store.recall("lantern", domain="\ud800")
+    with pytest.raises(ConfigurationError, match="has a lone surrogate, which no database"):
+        await store.search("lantern", vector=[1.0], model="\ud800")
+    with pytest.raises(ConfigurationError, match="vector holds no numbers"):
+        await store.search("lantern", vector=[], model="words")
+
+
+async def test_a_recall_at_the_ends_of_time(store: MemoryStore) -> None:
+    """In another timezone these lie outside of the years that there are."""
+    west, east = timezone(timedelta(hours=-10)), timezone(timedelta(hours=10))
+    last, first = datetime.max.replace(tzinfo=west), datetime.min.replace(tzinfo=east)
+    assert len(await store.recall("lantern", at=last, limit=5)) == 5
+    assert len(await store.recall("lantern", at=first, domain="web", limit=5)) == 0
 
 
 async def test_an_answer_about_episodes_is_void_when_an_embedding_changes(store: MemoryStore) -> None:
@@ -473,6 +514,29 @@ async def test_two_models_and_a_change_from_one_to_the_other(url: str) -> None:
         assert {hit.id for hit in of_other} == every, "another namespace is another space"
     async with MemoryStore(url, namespace="test-agent", embed=model()) as store:
         assert await nearest(store, "lantern") == [], "none of that model's is left"
+
+
+@pytest.mark.parametrize("kind", ["episode", "embedding"])
+async def test_what_changes_over_while_it_is_sought_is_found_once(
+    url: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Whichever model is asked first, all records change over before the other one is."""
+    nearest, asked = vectors.VectorSpaces.nearest, []
+    async with MemoryStore(url, namespace="test-agent", embed=[model("turned", turned), model()]) as store:
+        await fill(store)
+        wanted = {one.id async for one in (store.episodes if kind == "episode" else store.embeddings).stream()}
+
+        async def then_change_over(self: Any, access: Any, name: str, *given: Any) -> Any:
+            found = await nearest(self, access, name, *given)
+            if not asked:
+                assert await store.embeddings.reembed() > 0
+            asked.append(name)
+            return found
+
+        monkeypatch.setattr(vectors.VectorSpaces, "nearest", then_change_over)
+        found = await store.search("lantern", mode="vector", kinds=kind, limit=1000)
+    assert sorted(hit.id for hit in found) == sorted(wanted)
+    assert {*asked} == {"turned", "words"}
 
 
 async def test_a_query_of_another_size_is_told(store: MemoryStore) -> None:

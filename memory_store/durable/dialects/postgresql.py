@@ -177,6 +177,10 @@ class Connection:
             translated = translate(error)
             if isinstance(translated, ConnectionLostError | DismissedError | asyncio.CancelledError):
                 self.driver.terminate()  # whatever it still says is for nobody
+            elif isinstance(error, asyncpg.DataError) and not self.in_transaction:
+                # What the driver itself refuses it leaves without a Sync, inside a transaction that no one has begun:
+                # the next BEGIN would fail. Any simple query ends it.
+                self._wait(self.driver.execute("SELECT 1"))
             if translated is error:
                 raise
             raise translated from error
