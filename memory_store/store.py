@@ -292,7 +292,8 @@ class MemoryStore(Namespace):
         self._access.require_usable()
         assert self._shards is not None
         assert self._durable is not None
-        total, before = await self._durable.scan.run(count_searched), 0
+        run = self._durable.scan.run
+        total, before = await run(count_searched), 0
         for shard in self._shards:
             done = before
             async for count in shard.indexer.renew():
@@ -300,6 +301,10 @@ class MemoryStore(Namespace):
                 if on_progress is not None:
                     on_progress("indexing", done, max(total, done))
             before = done
+        # Searches bring some in as well, writers put others: these are counted nowhere else.
+        total = await run(count_searched)
+        if on_progress is not None:
+            on_progress("indexing", total, total)
         if isinstance(self._target, ServerTarget):
             from memory_store.durable.graphs import build_graphs
 
@@ -308,7 +313,7 @@ class MemoryStore(Namespace):
                     on_progress(f"building the graph of {model}", 0, count)
 
             await build_graphs(self._target, self._settings, tell)
-        return before
+        return total
 
     async def resolve(self, token: str) -> bool:
         """Return whether the commit behind a `CommitUnknownError` happened. After False it never will.

@@ -80,11 +80,10 @@ class Recall:
         where = self._place(asking, levels)
         asked = self._asked(asking, where, levels)  # checks all of it, before any is made use of
         now = now_us() if asking.at is None else min(max(to_us(asking.at), _FIRST), _LAST)
-        explanation: list[Kept] = []
+        run = self._access.durable.scan.run
+        explanation = await run(lambda connection: self._counted(connection, asking)) if asking.explain else []
         if "time" in levels:
-            since = await self._access.durable.scan.run(
-                lambda connection: self._since(connection, asking, where, now, explanation)
-            )
+            since = await run(lambda connection: self._since(connection, asking, where, now, explanation))
             if since is not None:
                 since = max(since, _FIRST)
                 asked = self._asked(asking, [*where, Episode.c.created_at >= from_us(since)], levels)
@@ -152,8 +151,6 @@ class Recall:
     ) -> int | None:
         """Return the moment since which there is enough to compare, None for since ever."""
         with one_state(connection):
-            if asking.explain:
-                explanation += self._counted(connection, asking)
             times = self._times(connection, asking, where, now)
         clusters, total, taken = clusters_of(times, now), 0, 0
         for cluster in clusters:

@@ -19,6 +19,9 @@ DEFAULT_LAMBDA = 0.7
 # Tried one after another while the results chosen are more alike than was asked for.
 _LAMBDAS = (DEFAULT_LAMBDA, 0.5, 0.3, 0.1)
 
+# What the same set differs by when it is added up in another order: no reason for a smaller lambda.
+_NOISE = 1e-5
+
 
 def choose_diverse(
     relevance: Sequence[float], similarity: NDArray[np.float32], limit: int, goal: float
@@ -38,7 +41,7 @@ def choose_diverse(
     for share in _LAMBDAS:
         chosen = _choose(relevance, similarity, limit, share)
         reached = diversity_of(similarity, chosen)
-        if reached > best[1]:
+        if reached > best[1] + _NOISE:
             best = chosen, reached
         if reached >= goal:
             break

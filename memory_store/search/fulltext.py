@@ -78,8 +78,9 @@ def rank_documents(
     """
     ranking = _Ranking(index, corpus, within, limit)
     if isinstance(query, Expression):
-        keys = index.matching_expression(corpus.name, query, within, _NEWEST)
-        return ranking.of(keys, list(dict.fromkeys(query.sought())))
+        sought = list(dict.fromkeys(query.sought()))
+        keys = index.matching_expression(corpus.name, query, within, _MOST_POSTINGS)
+        return ranking.of(ranking.likeliest(keys, sought), sought)
     terms = list(dict.fromkeys(query))
     if not terms:
         return []
@@ -113,6 +114,25 @@ class _Ranking:
             return met
         self._met = frozenset(met)
         return None
+
+    def likeliest(self, keys: Sequence[int], terms: Sequence[str]) -> Sequence[int]:
+        """Return those of these documents, newest first, that are worth looking at, one by one: a thousand at most.
+
+        By what the rarer terms count, as far as their postings can be read; where none can, the newest.
+        """
+        if len(keys) <= _NEWEST:
+            return keys
+        weights, read = self._weights(terms), 0
+        there = [term for term in terms if self._frequencies[term]]
+        scores, self._met = dict.fromkeys(keys, 0.0), frozenset(keys)
+        for term in sorted(there, key=lambda term: -weights[term]):
+            read += self._frequencies[term]
+            if read > _MOST_POSTINGS:
+                break
+            self._add(scores, term, weights[term])
+        if not any(scores.values()):
+            return keys[:_NEWEST]
+        return heapq.nlargest(_NEWEST, keys, key=lambda key: (scores[key], -key))
 
     def of(self, keys: Sequence[int], terms: Sequence[str]) -> list[Match]:
         """Rank these documents; those that have none of the terms are left out."""

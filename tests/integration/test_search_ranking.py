@@ -49,6 +49,33 @@ async def test_pages_lead_through_many_hits_of_one_score(store: MemoryStore, lim
     assert len(found) == len(set(found)) == 300
 
 
+@pytest.mark.parametrize(
+    "query", ["lantern", '"lantern"', "lantern OR zebra*", "lantern NOT zebra", "light AND lantern"]
+)
+async def test_an_expert_query_ranks_the_best_of_more_than_it_looks_at(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    """However old they are."""
+    monkeypatch.setattr(fulltext, "_NEWEST", 40)
+    best = {f"best{n:05}" for n in range(3)}
+    await fill(store, "best", "lantern lantern lantern light", 3)
+    await fill(store, "same", "a lantern among many other words of light", 100)
+    await fill(store, "other", "nothing of this", 400)
+    found = await pages(store, query, 10, mode="text", kinds="episode", syntax="expert")
+    assert {*found[:3]} == best
+    assert found[3] == "same00000", "of equal ones the oldest"
+    assert len(found) == 40
+
+
+async def test_an_expert_query_for_a_beginning_of_a_word_gives_as_many(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fulltext, "_NEWEST", 40)
+    await fill(store, "same", "lantern", 100)
+    found = await pages(store, "lant*", 10, mode="text", syntax="expert")
+    assert len(found) == len({*found}) == 40
+
+
 async def test_pages_lead_through_several_kinds_of_one_score(store: MemoryStore) -> None:
     await fill(store, "same", "lantern", 130)
     await fill(store, "other", "nothing", 400)

@@ -116,6 +116,18 @@ def test_of_things_that_are_alike_one_is_chosen_first() -> None:
     assert choose_diverse([1.0, 0.9, 0.1], similarity, 2, 0.5) == ([0, 2], 1.0)
 
 
+@given(seed=st.integers(0, 10_000), count=st.integers(2, 10))
+def test_where_all_are_taken_they_stay_in_the_order_of_the_first_lambda(seed: int, count: int) -> None:
+    """Their diversity is the same for every lambda, but for what is rounded."""
+    numbers = np.random.default_rng(seed)
+    vectors = numbers.random((count, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    similarity = np.clip(vectors @ vectors.T, 0, 1)
+    relevance = sorted(numbers.random(count).tolist(), reverse=True)
+    wanted, _ = choose_diverse(relevance, similarity, count, 0.0)
+    assert choose_diverse(relevance, similarity, count, 1.0)[0] == wanted
+
+
 HITS = st.lists(st.tuples(st.sampled_from([1.0, 0.5, 0.25]), st.just("episode"), st.text(max_size=3)), max_size=30)
 
 
