@@ -8,6 +8,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import msgpack
@@ -21,7 +22,7 @@ from memory_store.errors import ConfigurationError
 from memory_store.records import RECORDS
 from memory_store.text.documents import SEARCHED
 from memory_store.text.queries import Expression, parse_query
-from memory_store.text.terms import terms_of
+from memory_store.text.terms import all_terms_of
 
 __all__ = ["MOST_HITS", "Asked", "Asker", "Mode", "Syntax", "Where", "ask"]
 
@@ -119,7 +120,7 @@ def ask(
     of_vectors = conditions.get("embedding")
     if of_vectors is None and "episode" in searched and mode != "text":  # an episode is found by what belongs to it
         of_vectors = condition("embedding", "episode")
-    terms = parse_query(query) if syntax == "expert" else tuple(dict.fromkeys(terms_of(query)))[:_MOST_TERMS]
+    terms = parse_query(query) if syntax == "expert" else _different(query)
     numbers = None if vector is None else _numbers(vector)
     if model is not None:
         _check_model(model)
@@ -212,6 +213,11 @@ def _check(query: str, mode: str, syntax: str, limit: int, diversity: float | No
         raise TypeError(f"diversity must be a number, got {type(diversity).__name__}")
     if not (math.isfinite(diversity) and 0 <= diversity <= 1):
         raise ConfigurationError(f"diversity must lie between 0 and 1, got {diversity}")
+
+
+def _different(query: str) -> tuple[str, ...]:
+    """Return the different terms of a plain query, so many at most."""
+    return tuple(dict.fromkeys(chain(*all_terms_of(query))))[:_MOST_TERMS]
 
 
 def _check_model(model: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import JSON
 
 from memory_store.records import RECORDS
-from memory_store.text.terms import terms_of
+from memory_store.text.terms import all_terms_of
 
 __all__ = ["SEARCHED", "document_terms", "field_texts", "searched_text"]
 
@@ -27,11 +27,14 @@ _FIELDS: dict[str, tuple[tuple[str, int, bool], ...]] = {
 
 
 def document_terms(kind: str, row: Sequence[Any]) -> list[str]:
-    """Return the terms of a stored row, field after field."""
+    """Return the terms of a stored row, field after field; behind them the words that are several, as one each."""
     terms: list[str] = []
+    whole: list[str] = []
     for _, text in field_texts(kind, row):
-        terms += terms_of(text)
-    return terms
+        found, as_one = all_terms_of(text)
+        terms += found
+        whole += as_one
+    return terms + whole
 
 
 def field_texts(kind: str, row: Sequence[Any]) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 A term is a run of letters and digits, in lower case, without accents, English words without their endings:
 
-- An identifier is its words: `getUserName`, `get_user_name` and `get user name` have the same terms.
+- An identifier is its words: `getUserName`, `get_user_name` and `get user name` have the same terms. A document and a
+  plain query also have it as one word, behind the others, where no phrase meets it: `github` finds GitHub.
 - Scripts written without spaces (Chinese, Japanese, Korean, Thai, Lao, Khmer, Burmese) become pairs of neighbouring
   characters, since nothing says where a word ends; a lone character is itself.
 - Everything else between words separates them.
@@ -29,7 +30,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["MOST_CHARACTERS", "Word", "terms_of", "words_of"]
+__all__ = ["MOST_CHARACTERS", "Word", "all_terms_of", "terms_of", "words_of"]
 
 MOST_CHARACTERS = 40
 """Of a term; longer ones (encoded files, hashes) are cut there."""
@@ -59,9 +60,24 @@ Word = tuple[int, int, tuple[str, ...]]
 
 def terms_of(text: str) -> list[str]:
     """Return the terms of a text, in order, each as often as it is there."""
+    return _in_order(_words(text))
+
+
+def all_terms_of(text: str) -> tuple[list[str], list[str]]:
+    """Return the terms of a text, in order, and besides each word that is several terms as one."""
+    words = _words(text)
+    whole = [term for word in words if not word.islower() and (term := _whole(word)) is not None]
+    return _in_order(words), whole
+
+
+def _words(text: str) -> list[str]:
+    return (_ASCII_WORD if text.isascii() else _WORD).findall(text)
+
+
+def _in_order(words: list[str]) -> list[str]:
     terms: list[str] = []
     # Nearly all words are terms of their own: the list of lists is flattened by one loop in C.
-    for found in map(_terms, (_ASCII_WORD if text.isascii() else _WORD).findall(text)):
+    for found in map(_terms, words):
         terms += found
     return terms
 
@@ -69,7 +85,17 @@ def terms_of(text: str) -> list[str]:
 def words_of(text: str) -> Iterator[Word]:
     """Yield the words of a text and where they are, for marking what was found."""
     for found in (_ASCII_WORD if text.isascii() else _WORD).finditer(text):
-        yield found.start(), found.end(), _terms(found.group())
+        word = found.group()
+        whole = _whole(word)
+        yield found.start(), found.end(), _terms(word) if whole is None else (*_terms(word), whole)
+
+
+@lru_cache(maxsize=1 << 14)
+def _whole(word: str) -> str | None:
+    """Return a word of several terms as one, None for one that is one."""
+    if not word.isascii() or len(_terms(word)) < 2:
+        return None
+    return _stem(word.lower())
 
 
 @lru_cache(maxsize=1 << 16)

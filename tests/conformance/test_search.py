@@ -128,6 +128,24 @@ async def test_as_of_a_moment(filled: MemoryStore) -> None:
     assert "late" not in await found(filled, "login", at=then)
 
 
+async def test_words_are_found_whatever_their_case(store: MemoryStore) -> None:
+    await store.episodes.put(make_episode(id="e", context="We use GitHub Actions for PostgreSQL, see HTTPServerError2"))
+    for query in ("github", "GITHUB", "GitHub", "postgresql", "httpservererror2", "http server", "hub"):
+        hits = await store.search(query, mode="text")
+        assert [hit.id for hit in hits] == ["e"], query
+        assert "**" in hits[0].highlights[0].marked()
+    for query in (
+        "github",
+        '"use GitHub Actions"',
+        "GitHub AND postgresql",
+        "postgre*",
+        "HTTPServerError2",
+        "httpser*",
+    ):
+        assert await found(store, query, syntax="expert") == ["e"], query
+    assert await found(store, '"GitHub PostgreSQL"', syntax="expert") == []
+
+
 @pytest.mark.parametrize(
     ("query", "ids"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from memory_store.records import RECORDS
 from memory_store.text.documents import document_terms, field_texts, searched_text
-from memory_store.text.terms import MOST_CHARACTERS, terms_of, words_of
+from memory_store.text.terms import MOST_CHARACTERS, all_terms_of, terms_of, words_of
 
 TEXTS = st.text(max_size=60) | st.text(alphabet="aA1_é ß\u0130ﬁ\uff21编写ｶﾅกि\u0301\ud800\0'\"\\*:()-", max_size=40)
 
@@ -33,12 +34,31 @@ def test_texts_beside_each_other_have_the_terms_of_both(one: str, other: str) ->
 @given(TEXTS)
 def test_words_are_where_they_are_said_to_be(text: str) -> None:
     words = list(words_of(text))
-    assert [term for _, _, terms in words for term in terms] == terms_of(text)
+    in_order, as_one = all_terms_of(text)
+    assert sorted(term for _, _, terms in words for term in terms) == sorted(in_order + as_one)
     ends = [0]
     for start, end, terms in words:
         assert ends[-1] <= start < end <= len(text)
-        assert tuple(terms_of(text[start:end])) == terms
+        assert tuple(chain(*all_terms_of(text[start:end]))) == terms
         ends.append(end)
+
+
+@pytest.mark.parametrize(
+    ("word", "as_one"),
+    [
+        ("GitHub", ["github"]),
+        ("PostgreSQL is not JavaScript", ["postgresql", "javascript"]),
+        ("HTTPServerError2", ["httpservererror2"]),
+        ("3F2A9bc", ["3f2a9bc"]),
+        ("getUserNames", ["getusernam"]),  # without its ending, as in a query for it
+        ("Git HUB get_user_name 3f2a", []),
+        ("代码GitHub代码", ["github"]),
+        ("x" * 30 + "Y" * 30, [("x" * 30 + "y" * 30)[:MOST_CHARACTERS]]),
+    ],
+)
+def test_a_word_of_several_terms_is_one_besides(word: str, as_one: list[str]) -> None:
+    assert all_terms_of(word) == (terms_of(word), as_one)
+    assert set(terms_of(word.lower())) >= set(as_one)
 
 
 @given(st.text(alphabet=st.characters(categories=["Lu", "Ll", "Nd"]), min_size=1, max_size=20))
