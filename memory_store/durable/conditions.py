@@ -108,10 +108,9 @@ def _embedded(name: str) -> Dialect:
         from sqlalchemy.dialects import sqlite
 
         return sqlite.dialect(paramstyle="qmark")
-    from sqlalchemy.dialects.postgresql import asyncpg
+    from memory_store.durable.dialects.postgresql_json import made_dialect
 
-    made: Dialect = asyncpg.dialect(paramstyle="qmark")  # type: ignore[no-untyped-call]
-    return made
+    return made_dialect("qmark")
 
 
 def meeting(connection: Connection, condition: Condition) -> list[str]:

@@ -71,10 +71,9 @@ def dialect() -> Dialect:
 @cache
 def server_dialect() -> Dialect:
     """Return PostgreSQL's dialect as its driver takes it, with `$1` for parameters."""
-    from sqlalchemy.dialects.postgresql import asyncpg
+    from memory_store.durable.dialects.postgresql_json import made_dialect
 
-    made: Dialect = asyncpg.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
-    return made
+    return made_dialect("numeric_dollar")
 
 
 def dialect_of(connection: Connection) -> Dialect:

@@ -100,6 +100,26 @@ async def test_the_same_filter_with_other_values(store: MemoryStore, filled: lis
             assert (await store.episodes.list(where, limit=1000)).items == expected
 
 
+async def test_a_nul_in_one_record_fails_no_filter_on_others(store: MemoryStore) -> None:
+    """PostgreSQL's text holds none, and output of tools has some."""
+    contexts = [{"n": 4, "out": "tool\0output"}, {"n": 4, "deep": {"list": [1, "\0"]}}, {"n": 5, "out": "plain"}]
+    await store.episodes.put_many(make_episode(id=f"e{n}", context=value) for n, value in enumerate(contexts))
+    n, last = c.context["n"].as_integer(), c.context[("deep", "list", 0)].as_integer()
+    for where, ids in (
+        (n == 4, {"e0", "e1"}),
+        (last == 1, {"e1"}),
+        (c.context["deep"]["none"].as_string() == "x", set()),
+    ):
+        assert {one.id async for one in store.episodes.stream(where)} == ids
+        assert len((await store.episodes.list(where, order_by=n)).items) == len(ids)
+        found = await store.search("tool output plain", mode="text", kinds="episode", where=where)
+        assert {hit.id for hit in found} <= ids
+    assert (await store.episodes.get("e0")).context == contexts[0]  # type: ignore[union-attr]
+    out = c.context["out"].as_string()
+    await store.episodes.put(make_episode(id="e3", context={"out": "a literal \\u0000 \\", "more": "\0"}))
+    assert [one.id for one in (await store.episodes.list(out == "a literal \\u0000 \\")).items] == ["e3"]
+
+
 async def test_an_expression_in_filter_and_order_at_once(url: str, store: MemoryStore, filled: list[Episode]) -> None:
     """First one object in both places, then two that only look alike and hold other values."""
     both = c.context["i"].as_integer()
