@@ -27,14 +27,18 @@ _FIELDS: dict[str, tuple[tuple[str, int, bool], ...]] = {
 
 
 def document_terms(kind: str, row: Sequence[Any]) -> list[str]:
-    """Return the terms of a stored row, field after field; behind them the words that are several, as one each."""
+    """Return the terms of a stored row, field after field; behind them the words that are several, as one each.
+
+    These once, however often they are there: their parts say that. As often they find less (MiniLM and text on CoSQA:
+    Recall@10 .962 instead of .965).
+    """
     terms: list[str] = []
-    whole: list[str] = []
+    whole: dict[str, None] = {}
     for _, text in field_texts(kind, row):
         found, as_one = all_terms_of(text)
         terms += found
-        whole += as_one
-    return terms + whole
+        whole |= dict.fromkeys(as_one)
+    return [*terms, *whole]
 
 
 def field_texts(kind: str, row: Sequence[Any]) -> Iterator[tuple[str, str]]:
