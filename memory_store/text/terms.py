@@ -71,7 +71,11 @@ def all_terms_of(text: str) -> tuple[list[str], list[str]]:
 
 
 def _words(text: str) -> list[str]:
-    return (_ASCII_WORD if text.isascii() else _WORD).findall(text)
+    return _word_in(text).findall(text)
+
+
+def _word_in(text: str) -> re.Pattern[str]:
+    return _ASCII_WORD if text.isascii() else _WORD
 
 
 def _in_order(words: list[str]) -> list[str]:
@@ -84,7 +88,7 @@ def _in_order(words: list[str]) -> list[str]:
 
 def words_of(text: str) -> Iterator[Word]:
     """Yield the words of a text and where they are, for marking what was found."""
-    for found in (_ASCII_WORD if text.isascii() else _WORD).finditer(text):
+    for found in _word_in(text).finditer(text):
         word = found.group()
         whole = _whole(word)
         yield found.start(), found.end(), _terms(word) if whole is None else (*_terms(word), whole)

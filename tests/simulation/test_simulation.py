@@ -15,7 +15,7 @@ from tests.simulation.mutation import Mutant, mutated
 from tests.simulation.seams import simulated
 from tests.simulation.world import run
 
-_BLOCKS, _BLOCK = 4, 150
+_BLOCKS, _BLOCK = 6, 150
 # The first 5,000, of which `make test` runs a part, and 100,000 others.
 _LONG_BLOCK = 5_000
 _LONG_BLOCKS = [0, *range(1_000_000, 1_100_000, _LONG_BLOCK)]
