@@ -50,6 +50,12 @@ async def test_from_coarse_to_fine(filled: MemoryStore) -> None:
     assert results[0].record.context["goal"] == "repair the cookie of session"
     assert set(results[0].scores) == {"text", "recency"}
     assert (await filled.recall("session", at=NOW)).explanation == ()
+    some = await filled.recall("session", domain="web", task_type="testing", levels=["domain"], at=NOW, explain=True)
+    assert [(kept.level, kept.kept) for kept in some.explanation] == [
+        ("namespace", 800),
+        ("domain", 400),
+        ("similarity", 50),
+    ]
 
 
 async def test_each_level_can_be_switched_off(filled: MemoryStore) -> None:

@@ -40,6 +40,21 @@ async def fill(store: MemoryStore, prefix: str, context: str, count: int) -> Non
     assert (await store.search("anything", mode="text")).complete
 
 
+async def test_a_reindex_tells_of_what_others_brought_in(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    await fill(store, "same", "lantern", 300)
+    bring_in = indexing.Indexer.bring_in
+
+    async def after_another(self: indexing.Indexer, namespace: str | None) -> int | None:
+        await bring_in(self, namespace)
+        return await bring_in(self, namespace)
+
+    monkeypatch.setattr(indexing.Indexer, "bring_in", after_another)
+    told: list[tuple[int, int]] = []
+    assert await store.reindex(on_progress=lambda what, done, total: told.append((done, total))) == 300
+    assert (300, 300) in told
+    assert len(await pages(store, "lantern", 100, mode="text")) == 300
+
+
 @pytest.mark.parametrize("limit", [7, 50, 120])
 async def test_pages_lead_through_many_hits_of_one_score(store: MemoryStore, limit: int) -> None:
     """More of them than a page's search looks at: which of them it sees must not depend on the page."""
